@@ -1,0 +1,225 @@
+import keras
+import keras_hub
+import numpy as np
+from keras import ops
+
+from keras_megatron.layers.common import get_activation, layer_norm, normal_initializer
+from keras_megatron.layers.embeddings import MegatronBertEmbedding
+from keras_megatron.layers.token_inputs import check_token_inputs
+from keras_megatron.layers.transformer_layer import MegatronBertLayer
+
+
+@keras.saving.register_keras_serializable(package="keras_megatron")
+class MegatronBertBackbone(keras_hub.models.Backbone):
+    """Megatron BERT: the encoder of Megatron-LM (arXiv 1909.08053), without a head.
+
+    BERT with LayerNorm moved: none after the embeddings, one before each block, one after the last
+    layer. The default settings give a randomly initialized encoder with any number of layers;
+    `from_preset` loads released weights.
+
+    Args:
+        vocabulary_size: int. Rows of the token table. Released models pad it (30592 rows for 30522
+            pieces), so it may exceed the tokenizer's vocabulary.
+        num_layers: int. Transformer layers.
+        num_heads: int. Attention heads a layer.
+        hidden_dim: int. Width of the hidden states.
+        intermediate_dim: int. Width of the feed-forward blocks.
+        dropout: float. Dropout rate of embeddings and block outputs.
+        attention_dropout: float. Dropout rate of the attention probabilities.
+        max_sequence_length: int. Positions the model has embeddings for.
+        num_segments: int. Kinds of segment ("token types").
+        layer_norm_epsilon: float. 1e-5 in Megatron, 1e-12 in Hugging Face's default.
+        activation: str. Of the feed-forward blocks: `"gelu"` (erf; the released 345M models),
+            `"gelu_approximate"` (tanh; Megatron runs from after 2020-09) or one of Keras's.
+        head_dim: int. Width of a head; `hidden_dim / num_heads` if None.
+        initializer_range: float. Standard deviation of the initial kernels. Those that write to
+            the residual stream are scaled by `1 / sqrt(2 num_layers)` (section 4.2).
+        gradient_checkpointing: bool. Recompute each layer in the backward pass of training: memory
+            for one layer's activations plus one hidden state a layer, at the price of about a
+            third more computation. Can be set later, before `compile`.
+        dtype: str or `keras.DTypePolicy`. `"mixed_bfloat16"` trains in bfloat16 with float32
+            weights; softmax and LayerNorm statistics stay in float32.
+
+    Inputs are a dict of int arrays (batch, sequence): `token_ids`, `segment_ids`, and
+    `padding_mask`, 1 for a token and 0 for padding. Outputs are a dict: `sequence_output`
+    (batch, sequence, hidden) and `pooled_output` (batch, hidden), the tanh of a dense layer on the
+    first position.
+
+    Raises:
+        ValueError: `hidden_dim` is not a multiple of `num_heads` and no `head_dim` is given, a size
+            is not positive, or the activation is unknown.
+
+    Example:
+    ```python
+    import numpy as np
+    from keras_megatron import MegatronBertBackbone
+
+    backbone = MegatronBertBackbone(
+        vocabulary_size=128, num_layers=2, num_heads=2, hidden_dim=16, intermediate_dim=64
+    )
+    outputs = backbone(
+        {
+            "token_ids": np.array([[2, 45, 9, 3, 0]]),
+            "segment_ids": np.zeros((1, 5), "int32"),
+            "padding_mask": np.array([[1, 1, 1, 1, 0]]),
+        }
+    )
+    assert outputs["sequence_output"].shape == (1, 5, 16)
+    ```
+    """
+
+    def __init__(
+        self,
+        vocabulary_size: int,
+        num_layers: int,
+        num_heads: int,
+        hidden_dim: int,
+        intermediate_dim: int,
+        dropout: float = 0.1,
+        attention_dropout: float = 0.1,
+        max_sequence_length: int = 512,
+        num_segments: int = 2,
+        layer_norm_epsilon: float = 1e-5,
+        activation: str = "gelu",
+        head_dim: int | None = None,
+        initializer_range: float = 0.02,
+        gradient_checkpointing: bool = False,
+        dtype=None,
+        **kwargs,
+    ):
+        sizes = {
+            "vocabulary_size": vocabulary_size,
+            "num_layers": num_layers,
+            "num_heads": num_heads,
+            "hidden_dim": hidden_dim,
+            "intermediate_dim": intermediate_dim,
+            "max_sequence_length": max_sequence_length,
+            "num_segments": num_segments,
+        }
+        for name, size in sizes.items():
+            if not isinstance(size, int | np.integer) or size < 1:
+                raise ValueError(f"{name} must be a positive integer, not {size!r}")
+        if head_dim is None and hidden_dim % num_heads:
+            raise ValueError(
+                f"hidden_dim={hidden_dim} is not a multiple of num_heads={num_heads}: "
+                "change one, or give head_dim"
+            )
+        get_activation(activation)  # refuses a name it does not know
+
+        # === Layers ===
+        embeddings = MegatronBertEmbedding(
+            vocabulary_size=vocabulary_size,
+            max_sequence_length=max_sequence_length,
+            num_segments=num_segments,
+            hidden_dim=hidden_dim,
+            dropout=dropout,
+            initializer_range=initializer_range,
+            dtype=dtype,
+            name="embeddings",
+        )
+        transformer_layers = [
+            MegatronBertLayer(
+                num_heads=num_heads,
+                head_dim=head_dim or hidden_dim // num_heads,
+                intermediate_dim=intermediate_dim,
+                num_layers=num_layers,
+                dropout=dropout,
+                attention_dropout=attention_dropout,
+                activation=activation,
+                layer_norm_epsilon=layer_norm_epsilon,
+                initializer_range=initializer_range,
+                gradient_checkpointing=gradient_checkpointing,
+                dtype=dtype,
+                name=f"transformer_layer_{index}",
+            )
+            for index in range(num_layers)
+        ]
+        final_layer_norm = layer_norm(layer_norm_epsilon, dtype, "final_layer_norm")
+        pooled_dense = keras.layers.Dense(
+            hidden_dim,
+            activation="tanh",
+            kernel_initializer=normal_initializer(initializer_range),
+            dtype=dtype,
+            name="pooled_dense",
+        )
+
+        # === Functional Model ===
+        inputs = {
+            name: keras.Input(shape=(None,), dtype="int32", name=name)
+            for name in ("token_ids", "segment_ids", "padding_mask")
+        }
+        hidden_states = embeddings(inputs["token_ids"], inputs["segment_ids"])
+        # Padding is hidden as a key only: (batch, 1, 1, sequence), as in the reference.
+        attention_mask = ops.expand_dims(ops.cast(inputs["padding_mask"], "bool"), axis=(1, 2))
+        for layer in transformer_layers:
+            hidden_states = layer(hidden_states, attention_mask=attention_mask)
+        sequence_output = final_layer_norm(hidden_states)
+        pooled_output = pooled_dense(sequence_output[:, 0, :])
+        super().__init__(
+            inputs=inputs,
+            outputs={"sequence_output": sequence_output, "pooled_output": pooled_output},
+            dtype=dtype,
+            **kwargs,
+        )
+
+        # === Config ===
+        self.vocabulary_size = vocabulary_size
+        self.num_layers = num_layers
+        self.num_heads = num_heads
+        self.hidden_dim = hidden_dim
+        self.intermediate_dim = intermediate_dim
+        self.dropout = dropout
+        self.attention_dropout = attention_dropout
+        self.max_sequence_length = max_sequence_length
+        self.num_segments = num_segments
+        self.layer_norm_epsilon = layer_norm_epsilon
+        self.activation = activation
+        self.head_dim = head_dim
+        self.initializer_range = initializer_range
+        self.embeddings = embeddings
+        self.token_embedding = embeddings.token_embedding
+        self.transformer_layers = transformer_layers
+
+    def __call__(self, inputs, *args, **kwargs):
+        self.check_inputs(inputs)
+        return super().__call__(inputs, *args, **kwargs)
+
+    def check_inputs(self, inputs) -> None:
+        """Refuse numpy ids that the tables have no row for, and too long sequences.
+
+        Raises:
+            ValueError: an id is negative or too large, or the sequence is too long.
+        """
+        check_token_inputs(
+            inputs, self.vocabulary_size, self.num_segments, self.max_sequence_length
+        )
+
+    @property
+    def gradient_checkpointing(self) -> bool:
+        """Whether training recomputes each layer in the backward pass. Set it before `compile`."""
+        return self.get_layer("transformer_layer_0").gradient_checkpointing
+
+    @gradient_checkpointing.setter
+    def gradient_checkpointing(self, value: bool):
+        for index in range(self.num_layers):
+            self.get_layer(f"transformer_layer_{index}").gradient_checkpointing = value
+
+    def get_config(self):
+        """Return the arguments of the constructor."""
+        return {
+            **super().get_config(),
+            "vocabulary_size": self.vocabulary_size,
+            "num_layers": self.num_layers,
+            "num_heads": self.num_heads,
+            "hidden_dim": self.hidden_dim,
+            "intermediate_dim": self.intermediate_dim,
+            "dropout": self.dropout,
+            "attention_dropout": self.attention_dropout,
+            "max_sequence_length": self.max_sequence_length,
+            "num_segments": self.num_segments,
+            "layer_norm_epsilon": self.layer_norm_epsilon,
+            "activation": self.activation,
+            "head_dim": self.head_dim,
+            "initializer_range": self.initializer_range,
+            "gradient_checkpointing": self.gradient_checkpointing,
+        }

@@ -1,0 +1,163 @@
+"""What a Megatron-LM checkpoint's arguments say about the model, and what holds without them."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from keras_megatron.checkpoints.pickled_values import Arguments
+
+ACTIVATIONS = ("gelu", "gelu_approximate")
+_HEAD_DIM = 64  # of the released models, and of all in arXiv 1909.08053, table 7
+_EPSILON = 1e-5
+_DROPOUT = 0.1
+_LARGEST = 2**53
+
+# Arguments that make the model another one than this package's.
+_UNSUPPORTED = {
+    "apply_residual_connection_post_layernorm": True,
+    "apply_layernorm_1p": True,
+    "swiglu": True,
+    "squared_relu": True,
+    "add_bias_linear": False,
+    "normalization": "RMSNorm",
+}
+_PARALLEL_SIZES = (
+    "model_parallel_size",
+    "tensor_model_parallel_size",
+    "pipeline_model_parallel_size",
+)
+
+
+def read_arguments(state: Mapping) -> dict:
+    """Return the arguments of the training run, none if they were not saved.
+
+    Raises:
+        ValueError: they describe a part of a model, or a model of another architecture.
+    """
+    arguments = state.get("args")
+    if isinstance(arguments, Arguments):
+        arguments = arguments.values
+    if not isinstance(arguments, dict):
+        return {}
+    for name in _PARALLEL_SIZES:
+        size = number(arguments, name)
+        if size is not None and size > 1:
+            raise ValueError(
+                f"the checkpoint is one of several shards ({name}={size:g}); only whole models are "
+                "read: merge the shards with Megatron-LM's tools first"
+            )
+    for name, value in _UNSUPPORTED.items():
+        if isinstance(arguments.get(name), bool | str) and arguments[name] == value:
+            raise ValueError(f"the checkpoint was trained with {name}={value}: not supported")
+    return arguments
+
+
+def checkpoint_version(state: Mapping) -> float:
+    """Return the version, which came into the format after the released files; 0 for those.
+
+    Raises:
+        ValueError: no version of Megatron-LM wrote this number.
+    """
+    version = number(state, "checkpoint_version")
+    if version not in (None, 0, 1) and not version >= 2:
+        raise ValueError(f"checkpoint_version {version:g} is unknown: it is 0, 1.0, 2.0 or later")
+    return version or 0
+
+
+def number(values: Mapping, name: str) -> int | float | None:
+    """Return a number, or None if it is not there or None itself.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    value = values.get(name)
+    if isinstance(value, np.number):
+        value = value.item()
+    if value is None or (type(value) in (int, float) and abs(value) < _LARGEST):
+        return value
+    raise ValueError(f"the checkpoint's {name} is no number that makes sense")
+
+
+def choose_settings(
+    arguments: Mapping,
+    hidden_dim: int,
+    num_heads: int | None = None,
+    layer_norm_epsilon: float | None = None,
+    mlp_activation: str | None = None,
+) -> tuple[dict, list[str]]:
+    """Decide what the tensors do not tell.
+
+    Args:
+        arguments: Of the training run.
+        hidden_dim: Width of the hidden states.
+        num_heads: Overrides the arguments, as the next two.
+        layer_norm_epsilon: Epsilon of every LayerNorm.
+        mlp_activation: Activation of the feed-forward blocks.
+
+    Returns:
+        Arguments of `MegatronBertBackbone`, and lines that say how they were decided.
+
+    Raises:
+        ValueError: a setting is out of range.
+    """
+    heads, heads_rule = _first(
+        (num_heads, "as asked for"),
+        (number(arguments, "num_attention_heads"), "by the checkpoint's arguments"),
+        (hidden_dim // _HEAD_DIM, f"{_HEAD_DIM} wide each, as in all released models"),
+    )
+    if heads < 1 or heads != int(heads) or hidden_dim % heads:
+        raise ValueError(
+            f"{heads:g} attention heads do not divide the hidden size {hidden_dim}: give the right "
+            "number with --num-heads (num_heads=)"
+        )
+    epsilon, epsilon_rule = _first(
+        (layer_norm_epsilon, "as asked for"),
+        (number(arguments, "layernorm_epsilon"), "by the checkpoint's arguments"),
+        (number(arguments, "norm_epsilon"), "by the checkpoint's arguments"),
+        (_EPSILON, "Megatron-LM's default"),
+    )
+    if not 0 < epsilon < 1:
+        raise ValueError(f"LayerNorm's epsilon must be between 0 and 1, not {epsilon:g}")
+    activation, activation_rule = _activation(arguments, mlp_activation)
+    chosen = {
+        "num_heads": int(heads),
+        "layer_norm_epsilon": float(epsilon),
+        "activation": activation,
+        "dropout": _rate(arguments, "hidden_dropout"),
+        "attention_dropout": _rate(arguments, "attention_dropout"),
+    }
+    notes = [
+        f"{heads:g} attention heads ({heads_rule})",
+        f"LayerNorm epsilon {epsilon:g} ({epsilon_rule})",
+        f"activation {activation} ({activation_rule})",
+    ]
+    return chosen, notes
+
+
+def _first(*choices: tuple) -> tuple:
+    """Return the first pair whose value is not None."""
+    return next(choice for choice in choices if choice[0] is not None)
+
+
+def _activation(arguments: Mapping, asked_for: str | None) -> tuple[str, str]:
+    """Choose the GELU: Megatron-LM's fused one, since September 2020, is the approximation."""
+    if asked_for is not None:
+        if asked_for not in ACTIVATIONS:
+            raise ValueError(
+                f"the MLP's activation must be one of {ACTIVATIONS}, not {asked_for!r}"
+            )
+        return asked_for, "as asked for"
+    if arguments.get("bias_gelu_fusion") is True:
+        return "gelu_approximate", "trained with bias_gelu_fusion"
+    if arguments.get("openai_gelu") is True:
+        return "gelu_approximate", "trained with openai_gelu"
+    if "bias_gelu_fusion" in arguments:
+        return "gelu", "trained without bias_gelu_fusion"
+    return "gelu", "the checkpoint's arguments are from before Megatron-LM fused it"
+
+
+def _rate(arguments: Mapping, name: str) -> float:
+    rate, _ = _first((number(arguments, name), ""), (_DROPOUT, ""))
+    if not 0 <= rate < 1:
+        raise ValueError(f"the checkpoint's {name} must be at least 0 and below 1, not {rate:g}")
+    return float(rate)

@@ -1,0 +1,112 @@
+"""What stands for the names that a Megatron-LM checkpoint's pickle may use, tensors aside.
+
+Arguments (`argparse.Namespace`), dictionaries, numpy numbers and arrays, rng states.
+"""
+
+import math
+import re
+from collections.abc import Callable
+
+import numpy as np
+
+from keras_megatron.checkpoints.restricted_pickle import Buildable, Global
+
+_NUMERIC_DTYPE = re.compile(r"[<>=|]?[biufc?]\d{0,2}")
+
+
+class Arguments(Buildable):
+    """Stands for `argparse.Namespace`; `values` are its attributes."""
+
+    def __init__(self):
+        self.values: dict[str, object] = {}
+
+    def set_state(self, state) -> None:
+        """Take the attributes."""
+        if not isinstance(state, dict):
+            raise ValueError("the pickled arguments are not a dictionary")
+        self.values = state
+
+
+class PickledDict(dict, Buildable):
+    """Stands for `collections.OrderedDict`."""
+
+    def set_state(self, state) -> None:
+        """Ignore the attributes; torch's state dicts have `_metadata`."""
+
+
+class PickledDtype(Buildable):
+    """Stands for `numpy.dtype`, numbers only."""
+
+    def __init__(self, code, align=False, copy=True):
+        if not isinstance(code, str) or not _NUMERIC_DTYPE.fullmatch(code):
+            raise ValueError(f"refused: a pickled numpy dtype {str(code)[:20]!r} is no number")
+        self.dtype = np.dtype(code)
+
+    def set_state(self, state) -> None:
+        """Take the byte order; the rest describes dtypes that are refused."""
+        _, order, subtype, names, fields = state[:5]
+        if order not in ("<", ">", "|", "=") or (subtype, names, fields) != (None, None, None):
+            raise ValueError("refused: a pickled numpy dtype is no plain number")
+        self.dtype = self.dtype.newbyteorder(order)
+
+
+class PickledArray(Buildable):
+    """Stands for `numpy.ndarray`; `array` is it, once its state is set."""
+
+    def __init__(self, *_):
+        self.array = np.zeros(0)
+
+    def set_state(self, state) -> None:
+        """Take shape, dtype, order and bytes."""
+        shape, dtype, fortran, data = state[-4:]
+        sizes_fit = all(isinstance(size, int) and size >= 0 for size in shape)
+        if not sizes_fit or len(data) != math.prod(shape) * dtype.dtype.itemsize:
+            raise ValueError("a pickled numpy array does not have the size of its shape")
+        order = "F" if fortran else "C"
+        self.array = np.frombuffer(_to_bytes(data), dtype.dtype).reshape(shape, order=order)
+
+
+def _numpy_scalar(dtype, data):
+    if len(data) != dtype.dtype.itemsize:
+        raise ValueError("a pickled numpy number does not have the size of its dtype")
+    return np.frombuffer(_to_bytes(data), dtype.dtype)[0]
+
+
+def _to_bytes(data: str | bytes) -> bytes:
+    """Undo Python 2's pickling of bytes as text."""
+    return data.encode("latin-1") if isinstance(data, str) else data
+
+
+def _encode(text, encoding):
+    if encoding not in ("latin1", "latin-1"):
+        raise ValueError(f"refused: its pickle encodes text as {str(encoding)[:20]!r}")
+    return text.encode("latin-1")
+
+
+def _ordered_dict(items=()):
+    result = PickledDict()
+    for key, value in items:
+        if not isinstance(key, str | int):
+            raise ValueError(f"refused: its pickle has a {type(key).__name__} as key")
+        result[key] = value
+    return result
+
+
+def _list_for_set(items=()):
+    return list(items)
+
+
+_FUNCTIONS: dict[str, Callable | None] = {
+    "argparse.Namespace": Arguments,
+    "collections.OrderedDict": _ordered_dict,
+    "_codecs.encode": _encode,
+    "__builtin__.set": _list_for_set,
+    "builtins.set": _list_for_set,
+    "numpy.dtype": PickledDtype,
+    "numpy.ndarray": None,
+    "numpy.core.multiarray.scalar": _numpy_scalar,
+    "numpy._core.multiarray.scalar": _numpy_scalar,
+    "numpy.core.multiarray._reconstruct": PickledArray,
+    "numpy._core.multiarray._reconstruct": PickledArray,
+}
+KNOWN_VALUES = {name: Global(name, function) for name, function in _FUNCTIONS.items()}

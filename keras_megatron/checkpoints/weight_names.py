@@ -1,0 +1,125 @@
+"""The one table of weight names. It drives every conversion, in both directions.
+
+Torch orientation (as Megatron and Hugging Face store it): kernels are (outputs, inputs), heads are
+flat. Keras orientation: kernels are (inputs, outputs), and attention splits its heads into an axis
+of their own. Between the two lie a transposition (kernels only) and a reshape to the variable.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+# What a module's variables are called in Keras and in torch, and whether they are transposed.
+_VARIABLES = {
+    "table": (("embeddings", "weight", False),),
+    "norm": (("gamma", "weight", False), ("beta", "bias", False)),
+    "dense": (("kernel", "weight", True), ("bias", "bias", False)),
+    "bias": (("bias", "bias", False),),
+}
+
+# Module in Keras | in Hugging Face | in Megatron (spelled as in 2020, query_key_value split in
+# three) | kind and shape in torch orientation, where a bias has the first size only.
+# V vocabulary, P positions, S segments, H hidden, A all heads, F feed-forward, L labels.
+_EMBEDDINGS = """
+token_embedding    | word_embeddings       | word_embeddings       | table VH
+position_embedding | position_embeddings   | position_embeddings   | table PH
+segment_embedding  | token_type_embeddings | tokentype_embeddings  | table SH
+"""
+_LAYER = """
+self_attention_layer_norm       | attention.ln           | input_layernorm          | norm H
+self_attention/query            | attention.self.query   | attention.query          | dense AH
+self_attention/key              | attention.self.key     | attention.key            | dense AH
+self_attention/value            | attention.self.value   | attention.value          | dense AH
+self_attention/attention_output | attention.output.dense | attention.dense          | dense HA
+feedforward_layer_norm          | ln                     | post_attention_layernorm | norm H
+feedforward_intermediate_dense  | intermediate.dense     | mlp.dense_h_to_4h        | dense FH
+feedforward_output_dense        | output.dense           | mlp.dense_4h_to_h        | dense HF
+"""
+_FINAL = "final_layer_norm | bert.encoder.ln | transformer.final_layernorm | norm H"
+_POOLER = "pooled_dense | bert.pooler.dense | pooler.dense | dense HH"
+_MLM_HEAD = """
+mlm_head/dense      | cls.predictions.transform.dense     | lm_head.dense     | dense HH
+mlm_head/layer_norm | cls.predictions.transform.LayerNorm | lm_head.layernorm | norm H
+mlm_head            | cls.predictions                     | lm_head           | bias V
+"""
+_BINARY_HEAD = "binary_head | cls.seq_relationship | binary_head | dense LH"
+
+
+@dataclasses.dataclass(frozen=True)
+class Weight:
+    """One row: what a weight is called on each side.
+
+    Attributes:
+        part: What it belongs to: "backbone", "pooler", or a head.
+        keras: Path of the variable.
+        hugging_face: Key in a Hugging Face checkpoint.
+        megatron: Key in a Megatron checkpoint.
+        transposed: Whether Keras stores it transposed.
+        sizes: Its shape in torch orientation, one letter a dimension.
+    """
+
+    part: str
+    keras: str
+    hugging_face: str
+    megatron: str
+    transposed: bool
+    sizes: str
+
+    def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """Return the shape in torch orientation, given what each letter is."""
+        return tuple(sizes[letter] for letter in self.sizes)
+
+    def to_keras(self, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """Turn an array from torch orientation into a Keras variable's shape."""
+        return (array.T if self.transposed else array).reshape(shape)
+
+    def to_torch(self, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """Turn a Keras variable into the shape of torch orientation."""
+        return array.reshape(shape[::-1]).T if self.transposed else array.reshape(shape)
+
+
+def weights(num_layers: int) -> Iterator[Weight]:
+    """Yield the weights of every part of a model with `num_layers` layers."""
+    yield from _rows("backbone", _EMBEDDINGS, "embeddings/", "bert.embeddings.", "embedding.")
+    for i in range(num_layers):
+        megatron = f"transformer.layers.{i}."
+        yield from _rows(
+            "backbone", _LAYER, f"transformer_layer_{i}/", f"bert.encoder.layer.{i}.", megatron
+        )
+    yield from _rows("backbone", _FINAL)
+    yield from _rows("pooler", _POOLER)
+    yield from _rows("mlm_head", _MLM_HEAD)
+    yield from _rows("binary_head", _BINARY_HEAD)
+
+
+def model_sizes(config: Mapping[str, int]) -> dict[str, int]:
+    """Return what each letter of a shape is, from the backbone's arguments."""
+    head_dim = config.get("head_dim") or config["hidden_dim"] // config["num_heads"]
+    return {
+        "V": config["vocabulary_size"],
+        "P": config["max_sequence_length"],
+        "S": config["num_segments"],
+        "H": config["hidden_dim"],
+        "A": config["num_heads"] * head_dim,
+        "F": config["intermediate_dim"],
+        "L": 2,
+    }
+
+
+def _rows(
+    part: str, table: str, keras: str = "", hugging_face: str = "", megatron: str = ""
+) -> Iterator[Weight]:
+    """Yield the weights of a table's modules, each name with the prefix of its side."""
+    for line in table.strip().splitlines():
+        names = [cell.strip() for cell in line.split("|")]
+        kind, sizes = names.pop().split()
+        for variable, parameter, transposed in _VARIABLES[kind]:
+            yield Weight(
+                part,
+                f"{keras}{names[0]}/{variable}",
+                f"{hugging_face}{names[1]}.{parameter}",
+                f"{megatron}{names[2]}.{parameter}",
+                transposed,
+                sizes[0] if parameter == "bias" else sizes,
+            )

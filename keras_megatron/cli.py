@@ -1,0 +1,155 @@
+"""The `keras-megatron` command."""
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import rich.console
+import rich.table
+import rich.text
+import typer
+
+# Each with the work it is from; all are in the public domain.
+EXAMPLES = {
+    "It is a truth universally acknowledged, that a single [MASK] in possession of a good fortune, "
+    "must be in want of a wife.": "Jane Austen, Pride and Prejudice, 1813",
+    "In the beginning God created the [MASK] and the [MASK].": "Genesis 1:1, King James Version",
+    "The LORD is my shepherd; I shall not [MASK].": "Psalm 23:1, King James Version",
+    "Fellow-citizens, we can not escape [MASK].": "Abraham Lincoln, message to Congress, 1862",
+}
+DEFAULT_PRESET = "megatron_bert_tiny_uncased"
+
+app = typer.Typer(
+    add_completion=False,
+    help="Megatron BERT for Keras 3. The environment variable KERAS_BACKEND picks the backend.",
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command and exit: 0, or 2 after one line on stderr if the user made an error."""
+    usage_error = typer.BadParameter.__base__  # typer does not export it
+    try:
+        status = app(args=arguments, standalone_mode=False)
+    except usage_error as error:
+        _fail(f"{error.format_message()} (see --help)")
+    except (ValueError, OSError) as error:
+        _fail(str(error))
+    except typer.Abort:
+        status = 130  # as shells report Ctrl-C
+    sys.exit(status or 0)
+
+
+def _fail(message: str) -> None:
+    print(f"keras-megatron: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from keras_megatron.version import __version__
+
+        print(f"keras-megatron {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def fill_mask(
+    texts: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[TEXT]...", help="Sentences with [MASK]; some classics if none."),
+    ] = None,
+    preset: Annotated[
+        str, typer.Option(help="Name of a preset, or a folder with one.")
+    ] = DEFAULT_PRESET,
+    top_k: Annotated[int, typer.Option(help="Tokens to show for each [MASK].")] = 5,
+) -> None:
+    """Fill the [MASK]s of sentences."""
+    import keras
+
+    from keras_megatron import MegatronBertMaskedLM
+
+    sources = [] if texts else list(EXAMPLES.values())
+    texts = texts or list(EXAMPLES)
+    model = MegatronBertMaskedLM.from_preset(preset)
+    title = f"{preset} on Keras {keras.__version__}, backend {keras.backend.backend()}"
+    table = _table(title, lines=True)
+    table.add_column("Sentence", ratio=1)
+    table.add_column("Tokens, with their probability", ratio=1)
+    for index, masks in enumerate(model.fill_mask(texts, top_k=top_k)):
+        sentence = rich.text.Text(texts[index])
+        if sources:
+            sentence.append(f"\n{sources[index]}", style="dim")
+        lines = ("  ".join(f"{a['token_str']} {a['score']:.1%}" for a in mask) for mask in masks)
+        table.add_row(sentence, rich.text.Text("\n".join(lines)))
+    rich.console.Console().print(table)
+
+
+@app.command()
+def convert(
+    source: Annotated[
+        str, typer.Argument(help="Release zip, unpacked checkpoint folder or .pt file.")
+    ],
+    output: Annotated[str, typer.Argument(help="Folder to make: a preset for from_preset.")],
+    vocabulary: Annotated[
+        str | None,
+        typer.Option(help="uncased, cased, or a file; by default BERT's of this size."),
+    ] = None,
+    num_heads: Annotated[
+        int | None,
+        typer.Option(help="Attention heads; by default as the checkpoint says, else hidden / 64."),
+    ] = None,
+    layer_norm_epsilon: Annotated[
+        float | None,
+        typer.Option(help="By default as the checkpoint says, else 1e-5; Hugging Face has 1e-12."),
+    ] = None,
+    mlp_activation: Annotated[
+        str | None,
+        typer.Option(help="gelu or gelu_approximate; by default as the checkpoint was trained."),
+    ] = None,
+) -> None:
+    """Convert a Megatron checkpoint to a preset that every task loads."""
+    from keras_megatron.checkpoints import convert_checkpoint
+
+    convert_checkpoint(
+        source,
+        output,
+        vocabulary=vocabulary,
+        num_heads=num_heads,
+        layer_norm_epsilon=layer_norm_epsilon,
+        mlp_activation=mlp_activation,
+    )
+
+
+@app.command()
+def presets() -> None:
+    """List the names that from_preset knows."""
+    from keras_megatron.presets.cache import cache_folder, is_cached
+    from keras_megatron.presets.registry import known
+
+    table = _table("Presets")
+    table.add_column("Name")
+    table.add_column("Parameters", justify="right")
+    table.add_column("Weights")
+    for preset in known():
+        if preset.embedded:
+            weights = "in the package"
+        elif preset.release is None:
+            weights = "none released"
+        else:
+            weights = "cached" if is_cached(preset.name) else "downloaded on first use"
+        table.add_row(preset.name, f"{preset.parameters():,}", weights)
+    rich.console.Console().print(table)
+    print(f"Cache: {cache_folder()} (set KERAS_HOME to move it)")
+
+
+def _table(title: str, lines: bool = False) -> rich.table.Table:
+    return rich.table.Table(title=title, title_justify="left", show_lines=lines)

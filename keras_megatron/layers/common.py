@@ -1,0 +1,94 @@
+"""What every layer of the model shares: activations, initializers, LayerNorm, gradients' memory."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import keras
+
+
+@keras.saving.register_keras_serializable(package="keras_megatron")
+def gelu_approximate(x):
+    """GELU by its tanh approximation: Megatron's fused bias-GELU since 2020-09.
+
+    `0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))`, Hendrycks and Gimpel (arXiv 1606.08415),
+    section 2. Keras's `"gelu"` is the exact one, by the error function.
+    """
+    return keras.ops.gelu(x, approximate=True)
+
+
+def get_activation(name: str | Callable) -> Callable:
+    """Return the activation called `name`: `"gelu"`, `"gelu_approximate"` or any of Keras's.
+
+    Raises:
+        ValueError: there is no activation of this name.
+    """
+    if name == "gelu_approximate":
+        return gelu_approximate
+    try:
+        return keras.activations.get(name)
+    except ValueError:
+        raise ValueError(
+            f"unknown activation {name!r}: use 'gelu' (erf), 'gelu_approximate' (tanh) or the name "
+            "of a Keras activation"
+        ) from None
+
+
+def normal_initializer(stddev: float) -> keras.initializers.Initializer:
+    """N(0, stddev), the initialization of all kernels and tables (arXiv 1909.08053, section 4.2)."""
+    return keras.initializers.RandomNormal(stddev=stddev)
+
+
+def scaled_normal_initializer(stddev: float, num_layers: int) -> keras.initializers.Initializer:
+    """N(0, stddev / sqrt(2 num_layers)), for the two kernels that write to the residual stream.
+
+    "we scale weights immediately before the residual layers by 1 / sqrt(2N) where N is the number
+    of transformer layers" (arXiv 1909.08053, section 4.2).
+    """
+    return normal_initializer(stddev / math.sqrt(2.0 * num_layers))
+
+
+def layer_norm(epsilon: float, dtype, name: str) -> keras.layers.LayerNormalization:
+    """Return a LayerNorm over the last axis; Keras computes its statistics in float32."""
+    return keras.layers.LayerNormalization(epsilon=epsilon, dtype=dtype, name=name)
+
+
+def seed_generators(layer: keras.Layer) -> list[keras.random.SeedGenerator]:
+    """List the seed generators of the dropouts in `layer` that drop anything."""
+    dropouts = [x for x in layer._flatten_layers() if isinstance(x, keras.layers.Dropout)]
+    return [x.seed_generator for x in dropouts if x.rate > 0]
+
+
+@contextmanager
+def _replayed(generators: list, seeds: list) -> Iterator[None]:
+    """Let each generator answer with a seed that was drawn before."""
+    for generator, seed in zip(generators, seeds, strict=True):
+        generator.next = lambda ordered=True, seed=seed: seed
+    try:
+        yield
+    finally:
+        for generator in generators:
+            del generator.next
+
+
+def rematerialize(function: Callable, generators: list, *tensors):
+    """Call `function(*tensors)`, recomputing its activations in the backward pass.
+
+    The seeds of its dropouts are drawn here, outside of what is recomputed: drawn inside, the
+    second pass would drop other units than the first (TensorFlow) or leak a tracer (JAX).
+
+    Args:
+        function: a function of tensors.
+        generators: the seed generators that `function` draws from, once each.
+        *tensors: its arguments.
+
+    Returns:
+        What `function` returns.
+    """
+    seeds = [generator.next() for generator in generators]
+
+    def replay(*tensors):
+        with _replayed(generators, seeds):
+            return function(*tensors)
+
+    return keras.remat(replay)(*tensors)

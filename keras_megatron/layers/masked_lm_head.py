@@ -1,0 +1,86 @@
+import keras
+from keras import ops
+
+from keras_megatron.layers.common import get_activation, layer_norm, normal_initializer
+
+
+@keras.saving.register_keras_serializable(package="keras_megatron")
+class MaskedLMHead(keras.layers.Layer):
+    """Scores every vocabulary entry at the masked positions.
+
+    Dense, activation, LayerNorm, then the product with the word embeddings, to which the head is
+    tied, plus a bias. Only masked positions are computed, so the logits are never
+    (batch, sequence, vocabulary).
+
+    Args:
+        token_embedding: the backbone's `keras.layers.ReversibleEmbedding`.
+        activation: str. Megatron uses the exact GELU here whatever the feed-forward uses.
+        layer_norm_epsilon: float. Added to the variance.
+        initializer_range: float. Standard deviation of the kernel at the start.
+    """
+
+    def __init__(
+        self,
+        token_embedding: keras.layers.ReversibleEmbedding,
+        activation: str = "gelu",
+        layer_norm_epsilon: float = 1e-5,
+        initializer_range: float = 0.02,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.token_embedding = token_embedding
+        self.activation = activation
+        self.layer_norm_epsilon = layer_norm_epsilon
+        self.initializer_range = initializer_range
+        self.dense = keras.layers.Dense(
+            token_embedding.output_dim,
+            activation=get_activation(activation),
+            kernel_initializer=normal_initializer(initializer_range),
+            dtype=self.dtype_policy,
+            name="dense",
+        )
+        self.layer_norm = layer_norm(layer_norm_epsilon, self.dtype_policy, "layer_norm")
+
+    def build(self, sequence_output_shape, mask_positions_shape=None):
+        """Build the dense layer, the LayerNorm and the vocabulary bias."""
+        self.dense.build(sequence_output_shape)
+        self.layer_norm.build(sequence_output_shape)
+        self.bias = self.add_weight(
+            shape=(self.token_embedding.input_dim,), initializer="zeros", name="bias"
+        )
+        self.built = True
+
+    def call(self, sequence_output, mask_positions):
+        """Score the vocabulary.
+
+        Args:
+            sequence_output: float (batch, sequence, hidden).
+            mask_positions: int (batch, masks), positions in the sequence.
+
+        Returns:
+            Logits, float (batch, masks, vocabulary).
+        """
+        positions = ops.expand_dims(mask_positions, axis=-1)
+        masked = ops.take_along_axis(sequence_output, positions, axis=1)
+        masked = self.layer_norm(self.dense(masked))
+        return self.token_embedding(masked, reverse=True) + self.bias
+
+    def compute_output_shape(self, sequence_output_shape, mask_positions_shape):
+        """Return (batch, masks, vocabulary)."""
+        return (*mask_positions_shape, self.token_embedding.input_dim)
+
+    def get_config(self):
+        """Return the arguments of the constructor."""
+        return {
+            **super().get_config(),
+            "token_embedding": keras.layers.serialize(self.token_embedding),
+            "activation": self.activation,
+            "layer_norm_epsilon": self.layer_norm_epsilon,
+            "initializer_range": self.initializer_range,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        """Rebuild the layer; the embedding comes back as a layer of its own."""
+        config = {**config, "token_embedding": keras.layers.deserialize(config["token_embedding"])}
+        return cls(**config)

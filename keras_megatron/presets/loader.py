@@ -1,0 +1,104 @@
+"""KerasHub's `from_preset` for this package's names and for Hugging Face's Megatron BERT folders.
+
+Where a preset's config.json has a `model_type`, KerasHub asks its `TransformersPresetLoader`, whose
+list of types is fixed. `install_loader` puts a class in its place that takes the type
+"megatron-bert" and gives all others to the original.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping
+
+import keras_hub
+from keras_hub.src.utils.preset_utils import KerasPresetLoader, PresetLoader, load_json
+from keras_hub.src.utils.transformers import preset_loader
+
+from keras_megatron.backbone import MegatronBertBackbone
+from keras_megatron.checkpoints import backbone_config, load_weights, masked_lm_config
+from keras_megatron.presets.cache import converted_weights
+from keras_megatron.presets.hugging_face import has_tokenizer, local_folder, tokenizer_arguments
+from keras_megatron.presets.registry import find
+from keras_megatron.tasks.masked_lm import MegatronBertMaskedLM
+
+MODEL_TYPE = "megatron-bert"
+KERAS_HUB_LOADER = preset_loader.TransformersPresetLoader
+
+# Tasks whose head a Hugging Face folder may hold, with what turns its config.json into arguments.
+HEADS: dict[type, Callable[[Mapping], dict]] = {MegatronBertMaskedLM: masked_lm_config}
+
+
+class MegatronBertPresetLoader(PresetLoader):
+    """Loads a preset whose config.json is of Hugging Face's Megatron BERT.
+
+    That is either one of this package's names, whose weights come from the cache, or a Hugging Face
+    folder, local or `hf://`. KerasHub calls the methods.
+    """
+
+    def __init__(self, preset: str, config: dict):
+        super().__init__(preset, config)
+        self.named = find(preset)
+
+    def check_backbone_class(self) -> type:
+        """Return the class of the backbone."""
+        return MegatronBertBackbone
+
+    def load_backbone(self, cls: type, load_weights: bool, **kwargs) -> MegatronBertBackbone:
+        """Build the backbone; `kwargs` go before what the preset says."""
+        if load_weights and self.named:
+            return self._converted().load_backbone(cls, load_weights, **kwargs)
+        backbone = cls(**{**backbone_config(self.config), **kwargs})
+        if load_weights:
+            self._fill(backbone)
+        return backbone
+
+    def load_task(
+        self, cls: type, load_weights: bool, load_task_weights: bool, **kwargs
+    ) -> keras_hub.models.Task:
+        """Build a task; its head is loaded too if the preset has one of this kind."""
+        if load_weights and self.named:
+            return self._converted().load_task(cls, load_weights, load_task_weights, **kwargs)
+        head = next((HEADS[task] for task in HEADS if issubclass(cls, task)), None)
+        if head:
+            kwargs = {**head(self.config), **kwargs}
+        if "preprocessor" not in kwargs and not self.named and not has_tokenizer(self.preset):
+            warnings.warn(
+                f"{self.preset} has no vocabulary: the model has no preprocessor and takes ids",
+                stacklevel=3,  # the caller of from_preset
+            )
+            kwargs["preprocessor"] = None
+        with_head = load_weights and load_task_weights and head is not None
+        task = super().load_task(cls, load_weights and not with_head, load_task_weights, **kwargs)
+        if with_head:
+            self._fill(task)
+        return task
+
+    def load_preprocessor(self, cls: type, config_file: str | None = None, **kwargs):
+        """Build a preprocessor for as many tokens as the model has positions."""
+        kwargs.setdefault("sequence_length", backbone_config(self.config)["max_sequence_length"])
+        return cls(**cls._add_missing_kwargs(self, kwargs))
+
+    def load_tokenizer(self, cls: type, config_file: str | None = None, **kwargs):
+        """Build the tokenizer; for a name from the bundled vocabulary, without a download."""
+        if self.named:
+            return cls(vocabulary=self.named.vocabulary_file, **kwargs)
+        return cls(**{**tokenizer_arguments(self.preset), **kwargs})
+
+    def _converted(self) -> KerasPresetLoader:
+        folder = str(converted_weights(self.named))
+        return KerasPresetLoader(folder, load_json(folder))
+
+    def _fill(self, model) -> None:
+        load_weights(model, local_folder(self.preset))
+
+
+class _ChoosingLoader(KERAS_HUB_LOADER):
+    """Makes the loader that fits a configuration, instead of an instance of itself."""
+
+    def __new__(cls, preset: str, config: dict) -> PresetLoader:
+        if config["model_type"] == MODEL_TYPE:
+            return MegatronBertPresetLoader(preset, config)
+        return KERAS_HUB_LOADER(preset, config)
+
+
+def install_loader() -> None:
+    """Have KerasHub use this loader; `get_preset_loader` looks the class up at each call."""
+    preset_loader.TransformersPresetLoader = _ChoosingLoader

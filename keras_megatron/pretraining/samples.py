@@ -1,0 +1,118 @@
+"""Documents to fixed-length samples, and samples to masked batches."""
+
+import re
+
+import grain
+import numpy as np
+
+from keras_megatron.pretraining.masking import MaskingScheme, mask_tokens
+
+_SENTENCE_END = re.compile(r"(?<=[.!?;])\s+")
+
+
+def pack_documents(
+    documents: list[list[str]],
+    tokenizer,
+    sequence_length: int,
+    short_sample_rate: float = 0.1,
+    seed: int = 0,
+) -> np.ndarray:
+    """Pack whole sentences of each document into samples `[CLS] ... [SEP]`.
+
+    Args:
+        documents: a list of paragraphs each.
+        tokenizer: `MegatronBertTokenizer`.
+        sequence_length: tokens a sample.
+        short_sample_rate: share of the samples that end early, at a random length, so that the
+            model also sees short texts (`short_seq_prob` in Megatron).
+        seed: of the short samples' lengths.
+
+    Returns:
+        int32 (samples, sequence), padded. A sample never crosses a document; a sentence that is
+        longer than a sample goes on in the next.
+    """
+    rng = np.random.default_rng(seed)
+    room = sequence_length - 2
+    samples = []
+    for document in documents:
+        sentences = [s for paragraph in document for s in _SENTENCE_END.split(paragraph) if s]
+        target, sample = _target(room, short_sample_rate, rng), []
+        for ids in tokenizer.tokenize(sentences) if sentences else []:
+            ids = list(ids)
+            if sample and len(sample) + len(ids) > target:
+                samples.append(sample)
+                target, sample = _target(room, short_sample_rate, rng), []
+            while len(ids) > target - len(sample):
+                samples.append(sample + ids[: target - len(sample)])
+                ids, sample = ids[target - len(sample) :], []
+            sample = sample + ids
+        if sample:
+            samples.append(sample)
+    packed = np.full((len(samples), sequence_length), tokenizer.pad_token_id, "int32")
+    for row, sample in zip(packed, samples, strict=True):
+        row[: len(sample) + 2] = [tokenizer.cls_token_id, *sample, tokenizer.sep_token_id]
+    return packed
+
+
+def _target(room: int, short_sample_rate: float, rng: np.random.Generator) -> int:
+    return int(rng.integers(min(8, room), room + 1)) if rng.random() < short_sample_rate else room
+
+
+class MaskSamples(grain.transforms.RandomMap):
+    """A Grain transform: int32 (batch, sequence) to `(x, y, sample_weight)` with tokens masked.
+
+    Grain hands it a generator that depends on its seed and on the element's index alone, so that
+    any worker makes the same batch.
+
+    Args:
+        tokenizer: `MegatronBertTokenizer`.
+        scheme: `MaskingScheme`.
+    """
+
+    def __init__(self, tokenizer, scheme: MaskingScheme):
+        self._scheme = scheme
+        self._special = np.array(tokenizer.special_token_ids)
+        self._pad_id = tokenizer.pad_token_id
+        self._arguments = {
+            "mask_token_id": tokenizer.mask_token_id,
+            "vocabulary_size": tokenizer.vocabulary_size(),
+            "continuation": tokenizer.continuation_mask,
+        }
+
+    def random_map(self, element: np.ndarray, rng: np.random.Generator):
+        """Mask one batch."""
+        masked = mask_tokens(
+            element, ~np.isin(element, self._special), self._scheme, rng, **self._arguments
+        )
+        x = {
+            "token_ids": masked.token_ids,
+            "segment_ids": np.zeros_like(element),
+            "padding_mask": (element != self._pad_id).astype("int32"),
+            "mask_positions": masked.mask_positions,
+        }
+        return x, masked.mask_ids, masked.mask_weights
+
+
+def masked_batches(
+    samples: np.ndarray,
+    tokenizer,
+    scheme: MaskingScheme,
+    batch_size: int,
+    seed: int,
+    shuffle: bool = True,
+) -> grain.MapDataset:
+    """Return one epoch of masked batches; repeat it and each epoch is shuffled and masked anew.
+
+    Args:
+        samples: int32 (samples, sequence).
+        tokenizer: `MegatronBertTokenizer`.
+        scheme: `MaskingScheme`.
+        batch_size: samples a batch; a last batch that is smaller is dropped when shuffling.
+        seed: of order and masks.
+        shuffle: whether to shuffle.
+    """
+    dataset = grain.MapDataset.source(samples).seed(seed)
+    if shuffle:
+        dataset = dataset.shuffle()
+    dataset = dataset.batch(batch_size, drop_remainder=shuffle)
+    return dataset.random_map(MaskSamples(tokenizer, scheme))

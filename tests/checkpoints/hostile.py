@@ -1,0 +1,145 @@
+"""Pickles that run code when Python's unpickler reads them, and others that try what they can."""
+
+import io
+import pickle
+import struct
+import zipfile
+
+import numpy as np
+
+STREAM_HEADER = [0x1950A86A20F9469CFC6C, 1001, {"protocol_version": 1001, "little_endian": True}]
+
+
+def text(value):
+    encoded = str(value).encode()
+    return b"X" + struct.pack("<I", len(encoded)) + encoded
+
+
+def name(module, attribute):
+    return f"c{module}\n{attribute}\n".encode()
+
+
+def call(function, *arguments):
+    return function + b"(" + b"".join(arguments) + b"tR"
+
+
+def finish(operations):
+    return b"\x80\x04" + operations + b"."
+
+
+class ObjectArray:
+    """Pickles as a numpy array of objects, one of which is a call."""
+
+    def __init__(self, function, argument):
+        self.parts = function, argument
+
+    def __reduce__(self):
+        return self.parts[0], (self.parts[1],)
+
+
+def running_pickles(marker):
+    """Pickles that make the folder `marker` if Python's unpickler reads them."""
+    mkdir, path = name("os", "mkdir"), text(marker)
+    run = call(mkdir, path)
+    array = np.empty(1, object)
+    array[0] = ObjectArray(eval, f"__import__('os').mkdir({str(marker)!r})")
+    imported = call(name("builtins", "__import__"), text("os"))
+    got = call(name("builtins", "getattr"), imported, text("mkdir"))
+    namespace = name("argparse", "Namespace") + b")\x81"
+    return {
+        "os.mkdir": finish(run),
+        "os.system": finish(call(name("os", "system"), text(f"mkdir '{marker}'"))),
+        "eval": finish(
+            call(name("builtins", "eval"), text(f"__import__('os').mkdir({str(marker)!r})"))
+        ),
+        "stack global": finish(call(text("os") + text("mkdir") + b"\x93", path)),
+        "dotted stack global": finish(call(text("argparse") + text("_os.mkdir") + b"\x93", path)),
+        "getattr chain": finish(call(got, path)),
+        "inst": f"(S'{marker}'\nios\nmkdir\n.".encode(),
+        "obj": finish(b"(" + mkdir + path + b"o"),
+        "build": finish(namespace + b"}" + text("__setstate__") + mkdir + b"sb" + path + b"b"),
+        "nested in a checkpoint": finish(
+            b"}"
+            + text("model")
+            + b"}s"
+            + text("args")
+            + namespace
+            + b"}"
+            + text("x")
+            + run
+            + b"sbs"
+        ),
+        "nested in an ordered dictionary": finish(
+            name("collections", "OrderedDict") + b")R" + text("key") + run + b"s"
+        ),
+        "nested reduce": finish(call(name("_codecs", "encode"), run, text("latin1"))),
+        "array of objects": pickle.dumps(array, 2),
+        "pickle in a pickle": pickle.dumps(ObjectArray(pickle.loads, finish(run)), 2),
+        "popped": finish(run + b"0}"),
+        "memoized": finish(run + b"\x940h\x00"),
+    }
+
+
+def refused_pickles():
+    """Pickles that do not run code by themselves, but do what no checkpoint does."""
+    namespace = name("argparse", "Namespace") + b")\x81"
+    rebuild = name("torch._utils", "_rebuild_tensor_v2")
+    opened = name("subprocess", "Popen")
+    nested = b")" + b"\x85" * 100_000
+    doubled = b"]\x94" + b"".join(
+        b"]h" + bytes([i]) + b"ah" + bytes([i]) + b"a\x94" for i in range(99)
+    )
+    return {
+        "new object": finish(opened + b")\x81"),
+        "new object with keywords": finish(opened + b")}\x92"),
+        "copyreg": finish(call(name("copyreg", "__newobj__"), opened)),
+        "persistent id as text": finish(b"Pmodule\n"),
+        "persistent class": finish(b"(" + text("module") + namespace + b"NNtQ"),
+        "persistent id that is no tuple": finish(text("storage") + b"Q"),
+        "storage of no known kind": finish(
+            b"(" + text("storage") + namespace + text("0") + text("cpu") + b"K\x01tQ"
+        ),
+        "extension registry": finish(b"\x82\x01"),
+        "out-of-band buffer": finish(b"\x97"),
+        "state of a function": finish(rebuild + b"}" + text("__defaults__") + b")sb"),
+        "slots of a namespace": finish(namespace + b"N}" + text("__class__") + b"Ns\x86b"),
+        "state of a dictionary": finish(b"}}b"),
+        "call of a constant": finish(call(name("torch", "float16"))),
+        "call of a text": finish(call(text("os.system"), text("true"))),
+        "items of a namespace": finish(namespace + text("key") + b"Ns"),
+        "append to a text": finish(text("a") + b"Na"),
+        "append to a tuple": finish(b")Na"),
+        "deep key": finish(b"}" + nested + b"Ns"),
+        "dtype of objects": finish(call(name("numpy", "dtype"), text("O8"))),
+        "dtype of fields": finish(call(name("numpy", "dtype"), b"]")),
+        "other codec": finish(call(name("_codecs", "encode"), text("os"), text("zlib"))),
+        "tensor of no storage": finish(call(rebuild, b"N", b"K\x00", b")", b")", b"\x89", b"N")),
+        "device of doubled lists": finish(call(rebuild, call(name("torch", "device"), doubled))),
+        "recursive rebuild": finish(
+            call(
+                name("torch._tensor", "_rebuild_from_type_v2"),
+                name("torch._tensor", "_rebuild_from_type_v2"),
+                *(b"N", b")", b"N"),
+            )
+        ),
+        "empty stack": finish(b"0"),
+        "no mark": finish(b"t"),
+        "unknown memo": finish(b"h\x07"),
+        "unknown operation": finish(b"\xff"),
+        "too many values": finish(b"NN"),
+    }
+
+
+def as_stream(pickled):
+    """A file of torch's older serialization with this pickle in it."""
+    parts = [*(pickle.dumps(part, 2) for part in STREAM_HEADER), pickled, pickle.dumps([], 2)]
+    return b"".join(parts)
+
+
+def as_archive(pickled):
+    """A file of torch's zip serialization with this pickle in it."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("archive/data.pkl", pickled)
+        archive.writestr("archive/version", "3")
+    return buffer.getvalue()

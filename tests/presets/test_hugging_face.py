@@ -1,0 +1,75 @@
+import json
+
+import pytest
+import transformers
+
+from keras_megatron.presets.hugging_face import has_tokenizer, tokenizer_arguments
+
+pytestmark = pytest.mark.backend_independent
+
+PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "fox", "##es", "un", "Paris", "."]
+
+
+def write_vocabulary(folder):
+    (folder / "vocab.txt").write_text("\n".join(PIECES) + "\n", encoding="utf-8")
+
+
+def read(folder):
+    """The arguments, with the vocabulary as a list."""
+    arguments = tokenizer_arguments(str(folder))
+    if isinstance(arguments["vocabulary"], str):
+        with open(arguments["vocabulary"], encoding="utf-8") as file:
+            arguments["vocabulary"] = file.read().splitlines()
+    return arguments
+
+
+def test_vocabulary_file(tmp_path):
+    assert not has_tokenizer(str(tmp_path))
+    write_vocabulary(tmp_path)
+    assert has_tokenizer(str(tmp_path))
+    assert read(tmp_path) == {"vocabulary": PIECES, "lowercase": None}
+
+
+@pytest.mark.parametrize("lowercase", [True, False])
+def test_lower_casing_as_configured(tmp_path, lowercase):
+    write_vocabulary(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": lowercase}))
+    assert read(tmp_path)["lowercase"] is lowercase
+
+
+@pytest.mark.parametrize("lowercase", [True, False])
+def test_as_transformers_saves_it(tmp_path, lowercase):
+    write_vocabulary(tmp_path)
+    tokenizer = transformers.BertTokenizer(
+        vocab=str(tmp_path / "vocab.txt"), do_lower_case=lowercase
+    )
+    (tmp_path / "vocab.txt").unlink()
+    tokenizer.add_tokens(["added"])
+    tokenizer.save_pretrained(tmp_path)
+    assert (tmp_path / "tokenizer.json").exists()
+    assert has_tokenizer(str(tmp_path))
+    assert read(tmp_path) == {"vocabulary": [*PIECES, "added"], "lowercase": lowercase}
+    (tmp_path / "tokenizer_config.json").unlink()
+    assert read(tmp_path)["lowercase"] is lowercase
+
+
+def write_tokenizer_file(folder, **model):
+    (folder / "tokenizer.json").write_text(json.dumps({"model": model}))
+
+
+def test_no_vocabulary(tmp_path):
+    with pytest.raises(ValueError, match=r"has neither vocab\.txt nor tokenizer\.json"):
+        read(tmp_path)
+
+
+def test_tokenizer_of_another_kind(tmp_path):
+    write_tokenizer_file(tmp_path, type="BPE", vocab={"a": 0})
+    with pytest.raises(ValueError, match="is of type 'BPE', and Megatron BERT's is 'WordPiece'"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("ids", [[0, 2], [0, 0], [1, 2]])
+def test_ids_with_holes(tmp_path, ids):
+    write_tokenizer_file(tmp_path, type="WordPiece", vocab=dict(zip("ab", ids, strict=True)))
+    with pytest.raises(ValueError, match="are not 0 to 1"):
+        read(tmp_path)
