@@ -181,6 +181,7 @@ class MegatronBertBackbone(keras_hub.models.Backbone):
         self.transformer_layers = transformer_layers
 
     def __call__(self, inputs, *args, **kwargs):
+        """Encode; see the class for inputs and outputs."""
         self.check_inputs(inputs)
         return super().__call__(inputs, *args, **kwargs)
 

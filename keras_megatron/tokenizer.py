@@ -6,17 +6,17 @@ import keras_hub
 import numpy as np
 from keras.src.saving.serialization_lib import in_safe_mode
 
-from keras_megatron._graph_wordpiece import GraphWordPiece
-from keras_megatron._packing import check_sequence_length, pack
-from keras_megatron._strings import Texts, as_id_rows, as_partners, as_strings
-from keras_megatron._wordpiece import RustWordPiece
-from keras_megatron._wordpiece_vocabulary import (
+from keras_megatron.backbone import MegatronBertBackbone
+from keras_megatron.tokenization.graph_wordpiece import GraphWordPiece
+from keras_megatron.tokenization.packing import check_sequence_length, pack
+from keras_megatron.tokenization.strings import Texts, as_id_rows, as_partners, as_strings
+from keras_megatron.tokenization.vocabulary import (
     CONTINUATION_PREFIX,
     Vocabulary,
     read_vocabulary,
     resolve_casing,
 )
-from keras_megatron.backbone import MegatronBertBackbone
+from keras_megatron.tokenization.wordpiece import RustWordPiece
 
 VOCABULARY_FILE = "vocabulary.txt"
 

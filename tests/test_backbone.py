@@ -40,9 +40,7 @@ def run_reference(model: transformers.MegatronBertModel, inputs) -> tuple[np.nda
 
 def reference_encoder(**config) -> transformers.MegatronBertModel:
     torch.manual_seed(0)
-    encoder = transformers.MegatronBertModel(
-        transformers.MegatronBertConfig(**{**SMALL, **config})
-    )
+    encoder = transformers.MegatronBertModel(transformers.MegatronBertConfig(**{**SMALL, **config}))
     encoder.load_state_dict(random_masked_lm(**config).bert.state_dict(), strict=False)
     return encoder.eval()
 
@@ -130,9 +128,7 @@ def test_dropout_is_on_in_training_only(inputs):
     backbone = small_backbone(dropout=0.5)
     first, second = (as_numpy(backbone(inputs))["sequence_output"] for _ in range(2))
     np.testing.assert_array_equal(first, second)
-    first, second = (
-        as_numpy(backbone(inputs, training=True))["sequence_output"] for _ in range(2)
-    )
+    first, second = (as_numpy(backbone(inputs, training=True))["sequence_output"] for _ in range(2))
     assert largest_difference(first, second) > 1e-3
 
 

@@ -200,8 +200,8 @@ class _Machine:
         full_name = f"{module}.{name}"
         if full_name not in self.known:
             raise ValueError(
-                f"refused: its pickle names {full_name[:100]!r}, which is not of the format; nothing "
-                "was run. Save the weights again without it"
+                f"refused: its pickle names {full_name[:100]!r}, which the format does not have; "
+                "nothing was run. Save the weights again without it"
             )
         self.stack.append(self.known[full_name])
 

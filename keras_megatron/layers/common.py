@@ -35,7 +35,7 @@ def get_activation(name: str | Callable) -> Callable:
 
 
 def normal_initializer(stddev: float) -> keras.initializers.Initializer:
-    """N(0, stddev), the initialization of all kernels and tables (arXiv 1909.08053, section 4.2)."""
+    """N(0, stddev), the start of all kernels and tables (arXiv 1909.08053, section 4.2)."""
     return keras.initializers.RandomNormal(stddev=stddev)
 
 

@@ -53,9 +53,8 @@ class MaskingScheme:
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} must be between 0 and 1, not {getattr(self, name)}")
         if self.mask_rate + self.random_rate > 1.0 + 1e-9:
-            raise ValueError(
-                f"mask_rate + random_rate must be at most 1, not {self.mask_rate + self.random_rate}"
-            )
+            total = self.mask_rate + self.random_rate
+            raise ValueError(f"mask_rate + random_rate must be at most 1, not {total}")
         if self.max_ngram < 1:
             raise ValueError(f"max_ngram must be at least 1, not {self.max_ngram}")
 

@@ -84,9 +84,7 @@ class MegatronBertMaskedLM(MegatronBertTask, keras_hub.models.MaskedLM):
             loss = keras.losses.SparseCategoricalCrossentropy(
                 from_logits=True, reduction="mean_with_sample_weight"
             )
-        super().compile(
-            optimizer=optimizer, loss=loss, weighted_metrics=weighted_metrics, **kwargs
-        )
+        super().compile(optimizer=optimizer, loss=loss, weighted_metrics=weighted_metrics, **kwargs)
 
     def fill_mask(self, texts: str | list[str], top_k: int = 5, batch_size: int = 32) -> list:
         """Predict the tokens that belong where the texts say `[MASK]`.

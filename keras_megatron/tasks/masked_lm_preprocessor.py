@@ -31,7 +31,7 @@ class MegatronBertMaskedLMPreprocessor(keras_hub.models.MaskedLMPreprocessor):
         max_ngram: int. Longest run of tokens (or words) hidden together; Megatron uses 3.
         seed: int. With a seed the masks are a function of the seed, of the batch, and of how often
             this batch was seen: the same in every run, different in every epoch, and indifferent to
-            the order in which threads prepare batches.
+            the order in which threads prepare batches (two equal batches may swap their masks).
 
     Call arguments:
         x: str, list of str, string array or tensor, or a tuple of two of these.
@@ -151,7 +151,9 @@ class MegatronBertMaskedLMPreprocessor(keras_hub.models.MaskedLMPreprocessor):
         """Return the generator for a batch (see `seed`)."""
         if self.seed is None:
             return np.random.default_rng()
-        batch = int.from_bytes(hashlib.blake2b(token_ids.tobytes(), digest_size=8).digest(), "little")
+        batch = int.from_bytes(
+            hashlib.blake2b(token_ids.tobytes(), digest_size=8).digest(), "little"
+        )
         return np.random.default_rng([self.seed, batch, self._visits.count(batch)])
 
     def get_config(self):

@@ -9,6 +9,7 @@ class MegatronBertTask:
     """
 
     def __call__(self, inputs, *args, **kwargs):
+        """Run the model on ids."""
         self.backbone.check_inputs(inputs)
         return super().__call__(inputs, *args, **kwargs)
 

@@ -33,8 +33,7 @@ def gradients(backbone, inputs) -> list[np.ndarray]:
     elif keras.backend.backend() == "torch":
         backbone.zero_grad()
         loss_of(backbone(inputs, training=True)).backward()
-        found = [v.value.grad for v in variables]
-        found = [g if g is not None else 0 * v.value.detach() for g, v in zip(found, variables)]
+        found = [v.value.detach() * 0 if v.value.grad is None else v.value.grad for v in variables]
     else:
         import tensorflow as tf
 

@@ -89,7 +89,8 @@ def test_whole_words_are_never_split():
             chosen = np.zeros(ids.shape[1], bool)
             chosen[masked.mask_positions[row][masked.mask_weights[row] > 0]] = True
             split += sum(
-                0 < chosen[words == word].sum() < (words == word).sum() for word in set(words) - {-1}
+                0 < chosen[words == word].sum() < (words == word).sum()
+                for word in set(words) - {-1}
             )
         return split
 
@@ -104,7 +105,9 @@ def test_ngram_lengths_have_the_references_odds():
     lengths = []
     for row in range(len(ids)):
         positions = masked.mask_positions[row][masked.mask_weights[row] > 0]
-        lengths += [len(run) for run in np.split(positions, np.flatnonzero(np.diff(positions) > 1) + 1)]
+        lengths += [
+            len(run) for run in np.split(positions, np.flatnonzero(np.diff(positions) > 1) + 1)
+        ]
     # The budget of 5 a row cuts the last n-gram short, so compare 2 and 3 with each other loosely.
     counts = np.bincount(lengths, minlength=4)[1:4] / len(lengths)
     assert counts[0] > 1.6 * counts[1] > 1.6 * counts[2] > 0

@@ -7,7 +7,7 @@ import numpy as np
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
-from keras_megatron._wordpiece_vocabulary import SPECIAL_TOKENS
+from keras_megatron.tokenization.vocabulary import SPECIAL_TOKENS
 
 PAGE = 256  # code points
 WIDTH = 3  # the most that a code point becomes: the letters of a Hangul syllable, or " x "

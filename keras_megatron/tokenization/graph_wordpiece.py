@@ -7,7 +7,7 @@ the reference's own answers: whatever its Unicode version says, the graph says.
 
 import re
 
-from keras_megatron._character_table import (
+from keras_megatron.tokenization.character_table import (
     DROPPED,
     ITSELF,
     NOTHING,
@@ -17,8 +17,8 @@ from keras_megatron._character_table import (
     canonical_classes,
     character_table,
 )
-from keras_megatron._wordpiece import MAX_CHARACTERS_PER_WORD
-from keras_megatron._wordpiece_vocabulary import CONTINUATION_PREFIX, Vocabulary
+from keras_megatron.tokenization.vocabulary import CONTINUATION_PREFIX, Vocabulary
+from keras_megatron.tokenization.wordpiece import MAX_CHARACTERS_PER_WORD
 
 _UTF8_BYTES = 4  # a character, at most
 

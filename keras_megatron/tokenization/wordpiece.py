@@ -7,7 +7,7 @@ from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
-from keras_megatron._wordpiece_vocabulary import CONTINUATION_PREFIX, SPECIAL_TOKENS, Vocabulary
+from keras_megatron.tokenization.vocabulary import CONTINUATION_PREFIX, SPECIAL_TOKENS, Vocabulary
 
 MAX_CHARACTERS_PER_WORD = 100  # a longer word is [UNK]
 # Texts a call to the library. Its encodings are large: this bounds how many are alive at a time.

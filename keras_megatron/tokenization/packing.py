@@ -4,7 +4,7 @@ from itertools import chain
 
 import numpy as np
 
-from keras_megatron._wordpiece_vocabulary import Vocabulary
+from keras_megatron.tokenization.vocabulary import Vocabulary
 
 Rows = list[list[int]]
 
