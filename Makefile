@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 # TensorFlow and XLA greet on stderr; what they have to say there is for their developers.
 QUIET := TF_CPP_MIN_LOG_LEVEL=2
 
-.PHONY: demo test test-full parity lint format clean
+.PHONY: demo test test-full parity benchmark lint format clean
 
 demo: $(VENV)/.installed
 	@$(QUIET) KERAS_BACKEND=$(KERAS_BACKEND) $(BIN)/keras-megatron fill-mask
@@ -26,7 +26,11 @@ test-full: $(VENV)/.installed
 
 # The table of differences to Hugging Face that README.md shows.
 parity: $(VENV)/.installed
-	@$(QUIET) $(BIN)/python tools/parity_table.py
+	@$(QUIET) $(BIN)/python tools/parity_table.py --full
+
+# Loading, conversion and tokenizing next to the peers: about ten minutes, 8 GB of memory.
+benchmark: $(VENV)/.installed
+	@$(QUIET) PYTHONPATH=tests $(BIN)/python benchmarks/loading.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -1,8 +1,10 @@
 """Each backend is tested in a process of its own: KERAS_BACKEND says which one this is."""
 
+import json
 import os
 
 import keras
+import numpy as np
 import pytest
 
 BACKENDS = ("jax", "torch", "tensorflow")
@@ -38,3 +40,21 @@ def pytest_report_header():
 def _seeded():
     """Every test starts from the same random state."""
     keras.utils.set_random_seed(0)
+
+
+@pytest.fixture
+def parity():
+    """Check that numbers agree with a reference's, and note by how much if PARITY_LOG is set.
+
+    Tests that use it have the marker `parity`; tools/parity_table.py makes a table of the notes.
+    """
+
+    def check(what: str, actual, expected, tolerance: float) -> None:
+        difference = float(np.abs(np.asarray(actual, "f8") - np.asarray(expected, "f8")).max())
+        if log := os.environ.get("PARITY_LOG"):
+            row = {"what": what, "backend": BACKEND, "difference": difference, "limit": tolerance}
+            with open(log, "a") as file:
+                file.write(json.dumps(row) + "\n")
+        assert difference <= tolerance, what
+
+    return check

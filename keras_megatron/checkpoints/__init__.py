@@ -1,8 +1,10 @@
 """Megatron-LM's and Hugging Face's checkpoints, to Keras and back."""
 
+from keras_megatron.backbone import MegatronBertBackbone
 from keras_megatron.checkpoints.convert import convert_checkpoint
 from keras_megatron.checkpoints.export import export_to_transformers
 from keras_megatron.checkpoints.huggingface import backbone_config, load_weights, masked_lm_config
+from keras_megatron.tasks.task import MegatronBertTask
 
 __all__ = [
     "backbone_config",
@@ -11,3 +13,7 @@ __all__ = [
     "load_weights",
     "masked_lm_config",
 ]
+
+# Model code knows nothing of files, so its classes are given the method here.
+MegatronBertBackbone.export_to_transformers = export_to_transformers
+MegatronBertTask.export_to_transformers = export_to_transformers

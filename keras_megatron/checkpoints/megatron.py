@@ -90,6 +90,8 @@ def read_megatron(
     table = list(weights(config["num_layers"]))
     absent = {"pooler", "binary_head"} - {row.part for row in table if row.megatron in tensors}
     table = [row for row in table if row.part not in absent]
+    if "pooler" in absent:
+        notes.append("no pooler in the checkpoint: random, for fine-tuning to train")
     check_weights(tensors, table, model_sizes(config), "megatron")
     canonical = {row.hugging_face: tensors.pop(row.megatron) for row in table}
     for name in tensors:

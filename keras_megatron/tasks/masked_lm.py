@@ -86,6 +86,34 @@ class MegatronBertMaskedLM(MegatronBertTask, keras_hub.models.MaskedLM):
             )
         super().compile(optimizer=optimizer, loss=loss, weighted_metrics=weighted_metrics, **kwargs)
 
+    def fit(self, x=None, y=None, batch_size=None, validation_data=None, **kwargs):
+        """Train; see `keras.Model.fit`. Texts are shuffled and masked anew in each epoch."""
+        if self._takes(x):
+            x = self.preprocessor.dataset(x, batch_size or 32, kwargs.get("shuffle", True))
+            kwargs["shuffle"] = False  # it is shuffled
+            if self._takes(validation_data):
+                validation_data = self.preprocessor.dataset(validation_data, batch_size or 32)
+            batch_size = None
+        return super().fit(x, y, batch_size=batch_size, validation_data=validation_data, **kwargs)
+
+    def evaluate(self, x=None, y=None, batch_size=None, **kwargs):
+        """Measure loss and accuracy of masked tokens; see `keras.Model.evaluate`."""
+        if self._takes(x):
+            x, batch_size = self.preprocessor.dataset(x, batch_size or 32), None
+        return super().evaluate(x, y, batch_size=batch_size, **kwargs)
+
+    def predict(self, x=None, batch_size=None, **kwargs):
+        """Return logits at tokens masked at random; see `keras.Model.predict` and `fill_mask`."""
+        if self._takes(x):
+            x, batch_size = self.preprocessor.dataset(x, batch_size or 32), None
+        return super().predict(x, batch_size=batch_size, **kwargs)
+
+    def _takes(self, x) -> bool:
+        """Say whether `x` is texts for the preprocessor, not a dataset of them."""
+        return isinstance(self.preprocessor, MegatronBertMaskedLMPreprocessor) and isinstance(
+            x, list | tuple | np.ndarray
+        )
+
     def fill_mask(self, texts: str | list[str], top_k: int = 5, batch_size: int = 32) -> list:
         """Predict the tokens that belong where the texts say `[MASK]`.
 

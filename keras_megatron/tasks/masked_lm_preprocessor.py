@@ -1,7 +1,6 @@
-import hashlib
 import threading
-from collections import Counter
 
+import grain
 import keras
 import keras_hub
 import numpy as np
@@ -13,7 +12,7 @@ from keras_megatron.tokenizer import MegatronBertTokenizer
 
 @keras.saving.register_keras_serializable(package="keras_megatron")
 class MegatronBertMaskedLMPreprocessor(keras_hub.models.MaskedLMPreprocessor):
-    """Turns raw text into masked-language-model samples, masked anew at every call.
+    """Turns raw text into masked-language-model samples, masked anew each time.
 
     Called with one text, a list of texts, or a tuple of two of either (a pair of segments), it
     tokenizes, adds [CLS] and [SEP], truncates the longer segment first, pads to `sequence_length`
@@ -29,9 +28,9 @@ class MegatronBertMaskedLMPreprocessor(keras_hub.models.MaskedLMPreprocessor):
         random_token_rate: float. Share of them that become a random token. The rest stay.
         whole_word_masking: bool. Hide all pieces of a word or none.
         max_ngram: int. Longest run of tokens (or words) hidden together; Megatron uses 3.
-        seed: int. With a seed the masks are a function of the seed, of the batch, and of how often
-            this batch was seen: the same in every run, different in every epoch, and indifferent to
-            the order in which threads prepare batches (two equal batches may swap their masks).
+        seed: int. Makes the masks repeat from run to run. In `fit`, `evaluate` and `predict` on
+            texts they are a function of the seed, the epoch and the sample's place, so that threads
+            may prepare batches in any order; a direct call draws the next masks.
 
     Call arguments:
         x: str, list of str, string array or tensor, or a tuple of two of these.
@@ -91,35 +90,61 @@ class MegatronBertMaskedLMPreprocessor(keras_hub.models.MaskedLMPreprocessor):
         self.whole_word_masking = whole_word_masking
         self.max_ngram = max_ngram
         self.seed = seed
-        self._visits = _Visits()
+        self._rng = np.random.default_rng(seed)
+        self._rng_lock = threading.Lock()
 
     def build(self, input_shape=None):
         """Build nothing: the tokenizer brings all that is needed."""
         self.built = True
 
+    def __call__(self, x, y=None, sample_weight=None, **kwargs):
+        """Preprocess; unlike in KerasHub's base a tuple is a pair of texts, never `(x, y)`."""
+        return super().__call__(x, y=y, sample_weight=sample_weight, **kwargs)
+
     def call(self, x, y=None, sample_weight=None):
-        """Tokenize, pack and mask; `y` and `sample_weight` are not used, the text is its label."""
+        """Tokenize, pack and mask. Samples that are masked already pass through."""
+        if isinstance(x, dict):
+            return keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
         first, second = x if isinstance(x, tuple) and len(x) == 2 else (x, None)
-        if isinstance(first, tuple):
-            (first,) = first
         packed = self.tokenizer.encode(first, second, sequence_length=self.sequence_length)
         if self._use_tf_workflow():
             return self._mask_in_graph(packed)
-        batched = packed["token_ids"].ndim == 2
-        if not batched:
-            packed = {name: array[None] for name, array in packed.items()}
-        masked = self._mask(packed["token_ids"])
-        outputs = _as_sample(packed, *masked)
-        return outputs if batched else keras.tree.map_structure(lambda array: array[0], outputs)
+        if packed["token_ids"].ndim == 2:
+            return self._sample(packed)
+        sample = self._sample({name: array[None] for name, array in packed.items()})
+        return keras.tree.map_structure(lambda array: array[0], sample)
 
-    def _mask(self, token_ids):
-        """Hide tokens of int32 (batch, sequence)."""
-        special = np.array(self.tokenizer.special_token_ids)
+    def dataset(self, x, batch_size: int = 32, shuffle: bool = False) -> grain.MapDataset:
+        """Return one epoch of masked batches; repeat it, and each epoch is masked anew.
+
+        Args:
+            x: texts, or a tuple of two lists of texts.
+            batch_size: samples a batch.
+            shuffle: whether to shuffle, anew each epoch.
+
+        Returns:
+            A `grain.MapDataset` of what a call returns.
+        """
+        rows = list(zip(*x, strict=True)) if isinstance(x, tuple) else list(x)
+        seed = np.random.default_rng().integers(2**31) if self.seed is None else self.seed
+        dataset = grain.MapDataset.source(rows).seed(int(seed))
+        if shuffle:
+            dataset = dataset.shuffle()
+        return dataset.batch(batch_size, batch_fn=list).random_map(_Preprocess(self))
+
+    def _sample(self, packed: dict, rng: np.random.Generator | None = None) -> tuple:
+        """Mask int32 (batch, sequence) inputs and return `(x, y, sample_weight)`."""
+        return _as_sample(packed, *self._mask(packed["token_ids"], rng))
+
+    def _mask(self, token_ids: np.ndarray, rng: np.random.Generator | None = None):
+        if rng is None:
+            with self._rng_lock:  # tf.data and Grain call from many threads
+                rng = self._rng.spawn(1)[0]
         return mask_tokens(
             token_ids,
-            ~np.isin(token_ids, special),
+            ~np.isin(token_ids, self.tokenizer.special_token_ids),
             self.scheme,
-            self._rng(token_ids),
+            rng,
             mask_token_id=self.tokenizer.mask_token_id,
             vocabulary_size=self.tokenizer.vocabulary_size(),
             continuation=self.tokenizer.continuation_mask,
@@ -147,15 +172,6 @@ class MegatronBertMaskedLMPreprocessor(keras_hub.models.MaskedLMPreprocessor):
             masked = [tensor[0] for tensor in masked]
         return _as_sample(packed, *masked)
 
-    def _rng(self, token_ids: np.ndarray) -> np.random.Generator:
-        """Return the generator for a batch (see `seed`)."""
-        if self.seed is None:
-            return np.random.default_rng()
-        batch = int.from_bytes(
-            hashlib.blake2b(token_ids.tobytes(), digest_size=8).digest(), "little"
-        )
-        return np.random.default_rng([self.seed, batch, self._visits.count(batch)])
-
     def get_config(self):
         """Return the arguments of the constructor."""
         config = super().get_config()
@@ -168,17 +184,18 @@ class MegatronBertMaskedLMPreprocessor(keras_hub.models.MaskedLMPreprocessor):
         }
 
 
-class _Visits:
-    """Counts how often each batch was seen, from any thread."""
+class _Preprocess(grain.transforms.RandomMap):
+    """Preprocesses a batch with the generator that Grain derives from epoch and place."""
 
-    def __init__(self):
-        self._counts = Counter()
-        self._lock = threading.Lock()
+    def __init__(self, preprocessor: MegatronBertMaskedLMPreprocessor):
+        self._preprocessor = preprocessor
 
-    def count(self, batch: int) -> int:
-        with self._lock:
-            self._counts[batch] += 1
-            return self._counts[batch]
+    def random_map(self, element: list, rng: np.random.Generator):
+        columns = zip(*element, strict=True) if isinstance(element[0], tuple) else (element,)
+        packed = self._preprocessor.tokenizer.encode(
+            *map(list, columns), sequence_length=self._preprocessor.sequence_length
+        )
+        return self._preprocessor._sample(packed, rng)
 
 
 def _as_sample(packed, token_ids, mask_positions, mask_ids, mask_weights):

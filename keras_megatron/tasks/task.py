@@ -1,11 +1,8 @@
-import os
-
-
 class MegatronBertTask:
     """What every task adds to its KerasHub base class, which stands behind it in the bases.
 
-    Ids given as numpy arrays are checked before they reach a backend, and a task can be written as
-    a Hugging Face directory.
+    Ids given as numpy arrays are checked before they reach a backend. `export_to_transformers`
+    comes from `keras_megatron.checkpoints`.
     """
 
     def __call__(self, inputs, *args, **kwargs):
@@ -33,19 +30,6 @@ class MegatronBertTask:
         # tf.data, whose tensors nobody checks.
         if self.preprocessor is None:
             self.backbone.check_inputs(x)
-
-    def export_to_transformers(self, path: str | os.PathLike) -> None:
-        """Write a directory that Hugging Face's class for this task loads.
-
-        Args:
-            path: a directory that does not exist yet, or is empty.
-
-        Raises:
-            ValueError: the directory is not empty, or Hugging Face cannot express the model.
-        """
-        from keras_megatron.checkpoints import export_to_transformers
-
-        export_to_transformers(self, path)
 
 
 def check_tokenizer_fits(preprocessor, backbone) -> None:

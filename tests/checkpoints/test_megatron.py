@@ -100,6 +100,7 @@ def test_without_binary_head_token_types_or_pooler(reference):
     np.testing.assert_array_equal(segments.read(), np.zeros((2, 32)))
     assert largest_difference(found, reference) == 0
     assert any("token-type" in note for note in found.notes)
+    assert any("no pooler" in note for note in found.notes)
 
 
 def test_heads_of_fine_tuning_are_named(reference):
