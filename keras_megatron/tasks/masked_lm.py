@@ -5,7 +5,10 @@ import numpy as np
 from keras_megatron.backbone import MegatronBertBackbone
 from keras_megatron.layers.masked_lm_head import MaskedLMHead
 from keras_megatron.tasks.fill_mask import fill_mask
-from keras_megatron.tasks.masked_lm_preprocessor import MegatronBertMaskedLMPreprocessor
+from keras_megatron.tasks.masked_lm_preprocessor import (
+    MegatronBertMaskedLMPreprocessor,
+    split_texts,
+)
 from keras_megatron.tasks.task import MegatronBertTask, check_tokenizer_fits
 
 
@@ -88,13 +91,17 @@ class MegatronBertMaskedLM(MegatronBertTask, keras_hub.models.MaskedLM):
 
     def fit(self, x=None, y=None, batch_size=None, validation_data=None, **kwargs):
         """Train; see `keras.Model.fit`. Texts are shuffled and masked anew in each epoch."""
-        if self._takes(x):
-            x = self.preprocessor.dataset(x, batch_size or 32, kwargs.get("shuffle", True))
-            kwargs["shuffle"] = False  # it is shuffled
-            if self._takes(validation_data):
-                validation_data = self.preprocessor.dataset(validation_data, batch_size or 32)
-            batch_size = None
-        return super().fit(x, y, batch_size=batch_size, validation_data=validation_data, **kwargs)
+        if not self._takes(x):
+            return super().fit(
+                x, y, batch_size=batch_size, validation_data=validation_data, **kwargs
+            )
+        share = kwargs.pop("validation_split", 0.0)
+        if share and validation_data is None:
+            x, validation_data = split_texts(x, share)
+        if self._takes(validation_data):
+            validation_data = self.preprocessor.dataset(validation_data, batch_size or 32)
+        x = self.preprocessor.dataset(x, batch_size or 32, kwargs.pop("shuffle", True))
+        return super().fit(x, validation_data=validation_data, shuffle=False, **kwargs)
 
     def evaluate(self, x=None, y=None, batch_size=None, **kwargs):
         """Measure loss and accuracy of masked tokens; see `keras.Model.evaluate`."""

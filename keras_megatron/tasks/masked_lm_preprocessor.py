@@ -198,6 +198,23 @@ class _Preprocess(grain.transforms.RandomMap):
         return self._preprocessor._sample(packed, rng)
 
 
+def split_texts(x, validation_share: float) -> tuple:
+    """Split texts, or a tuple of two lists of them, into (training, validation): the last ones.
+
+    Raises:
+        ValueError: one of the two would be empty.
+    """
+    if isinstance(x, tuple):
+        training, validation = zip(*(split_texts(y, validation_share) for y in x), strict=True)
+        return training, validation
+    at = int(len(x) * (1.0 - validation_share))
+    if not 0 < at < len(x):
+        raise ValueError(
+            f"validation_split={validation_share} leaves no text on one side of {len(x)}: give more"
+        )
+    return x[:at], x[at:]
+
+
 def _as_sample(packed, token_ids, mask_positions, mask_ids, mask_weights):
     x = {**packed, "token_ids": token_ids, "mask_positions": mask_positions}
     return x, mask_ids, mask_weights

@@ -110,6 +110,22 @@ def test_fit_on_strings_learns_and_evaluate_and_predict_take_strings():
     assert masked_lm.predict(TEXTS, batch_size=2, verbose=0).shape == (4, 3, 40)
 
 
+def test_validation_takes_texts_and_repeats():
+    masked_lm = small_masked_lm({"seed": 1})
+    masked_lm.compile(optimizer=keras.optimizers.SGD(0.0))
+    pairs = (TEXTS * 2, TEXTS[::-1] * 2)
+    for arguments in (
+        {"x": TEXTS * 2, "validation_data": TEXTS},
+        {"x": np.array(TEXTS * 2), "validation_split": 0.5},
+        {"x": pairs, "validation_split": 0.25},
+    ):
+        history = masked_lm.fit(batch_size=2, epochs=2, verbose=0, **arguments).history
+        assert history["val_loss"][0] == pytest.approx(history["val_loss"][1], rel=1e-5)
+        assert np.isfinite(history["loss"]).all()
+    with pytest.raises(ValueError, match="leaves no text on one side of 1"):
+        masked_lm.fit(TEXTS[:1], validation_split=0.5)
+
+
 def test_masks_change_from_epoch_to_epoch_and_repeat_with_the_seed():
     def three_epochs(seed):
         preprocessor = small_masked_lm({"seed": seed}).preprocessor
