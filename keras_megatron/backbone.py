@@ -3,7 +3,12 @@ import keras_hub
 import numpy as np
 from keras import ops
 
-from keras_megatron.layers.common import get_activation, layer_norm, normal_initializer
+from keras_megatron.layers.common import (
+    get_activation,
+    layer_norm,
+    normal_initializer,
+    refuse_unknown,
+)
 from keras_megatron.layers.embeddings import MegatronBertEmbedding
 from keras_megatron.layers.token_inputs import check_token_inputs
 from keras_megatron.layers.transformer_layer import MegatronBertLayer
@@ -87,6 +92,7 @@ class MegatronBertBackbone(keras_hub.models.Backbone):
         dtype=None,
         **kwargs,
     ):
+        refuse_unknown(kwargs, {"name", "trainable"})
         sizes = {
             "vocabulary_size": vocabulary_size,
             "num_layers": num_layers,
@@ -95,6 +101,7 @@ class MegatronBertBackbone(keras_hub.models.Backbone):
             "intermediate_dim": intermediate_dim,
             "max_sequence_length": max_sequence_length,
             "num_segments": num_segments,
+            "head_dim": 1 if head_dim is None else head_dim,
         }
         for name, size in sizes.items():
             if not isinstance(size, int | np.integer) or size < 1:

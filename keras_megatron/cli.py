@@ -1,5 +1,7 @@
 """The `keras-megatron` command."""
 
+import difflib
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -79,6 +81,7 @@ def fill_mask(
 
     sources = [] if texts else list(EXAMPLES.values())
     texts = texts or list(EXAMPLES)
+    _check_preset(preset)
     model = MegatronBertMaskedLM.from_preset(preset)
     title = f"{preset} on Keras {keras.__version__}, backend {keras.backend.backend()}"
     table = _table(title, lines=True)
@@ -149,6 +152,21 @@ def presets() -> None:
         table.add_row(preset.name, f"{preset.parameters():,}", weights)
     rich.console.Console().print(table)
     print(f"Cache: {cache_folder()} (set KERAS_HOME to move it)")
+
+
+def _check_preset(preset: str) -> None:
+    """Refuse what is neither a known name, nor a folder, nor the address of one."""
+    from keras_megatron.presets.registry import known
+
+    names = [known_preset.name for known_preset in known()]
+    if preset in names or "://" in preset or os.path.isdir(preset):
+        return
+    close = " or ".join(difflib.get_close_matches(preset, names))
+    hint = f"did you mean {close}? " if close else ""
+    raise ValueError(
+        f"{preset!r} is neither a folder nor the name of a preset: {hint}`keras-megatron presets` "
+        "lists the names"
+    )
 
 
 def _table(title: str, lines: bool = False) -> rich.table.Table:

@@ -170,6 +170,8 @@ def test_parameter_counts_are_the_papers():
     ({"hidden_dim": 50}, "hidden_dim=50 is not a multiple of num_heads=4"),
     ({"activation": "gleu"}, "unknown activation 'gleu'"),
     ({"num_layers": 0}, "num_layers must be a positive integer, not 0"),
+    ({"head_dim": 0}, "head_dim must be a positive integer, not 0"),
+    ({"dropuot": 0.2}, "unknown argument 'dropuot'"),
     ({"vocabulary_size": 1.5}, "vocabulary_size must be a positive integer, not 1.5"),
 ])  # fmt: skip
 def test_impossible_shapes_are_refused(arguments, message):

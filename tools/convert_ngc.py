@@ -1,6 +1,6 @@
 """Convert NVIDIA's released Megatron BERT (or your own checkpoint) to a preset folder.
 
-    python tools/convert_ngc.py megatron_bert_345m_v0.1_uncased.zip megatron_bert_345m_uncased
+    python tools/convert_ngc.py megatron_bert_345m_v0.1_uncased.zip my_345m
 
 Exits with 0, or with 2 after one line on stderr and without OUTPUT.
 """
@@ -67,12 +67,12 @@ def _without_greetings() -> Iterator[None]:
 def main() -> int:
     """Run the command and return its exit status."""
     arguments = _parse_arguments()
-    with _without_greetings():
-        from keras_megatron.checkpoints import convert_checkpoint
-
     try:
+        with _without_greetings():
+            from keras_megatron.checkpoints import convert_checkpoint
+
         convert_checkpoint(**vars(arguments))
-    except ValueError as error:
+    except (ValueError, ImportError) as error:  # the latter if there is no such backend
         print(f"convert_ngc.py: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0

@@ -192,7 +192,7 @@ def main() -> None:
     train(masked_lm, training, tokenizer, args)
     facts = {
         "parameters": masked_lm.count_params(),
-        "steps": args.steps,
+        "steps": int(masked_lm.optimizer.iterations),
         "batch": args.batch,
         "sequence_length": args.sequence_length,
         "tokens": int(

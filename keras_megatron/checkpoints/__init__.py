@@ -3,11 +3,13 @@
 from keras_megatron.backbone import MegatronBertBackbone
 from keras_megatron.checkpoints.convert import convert_checkpoint
 from keras_megatron.checkpoints.export import export_to_transformers
-from keras_megatron.checkpoints.huggingface import backbone_config, load_weights, masked_lm_config
+from keras_megatron.checkpoints.huggingface import check_folder, load_weights
+from keras_megatron.checkpoints.huggingface_config import backbone_config, masked_lm_config
 from keras_megatron.tasks.task import MegatronBertTask
 
 __all__ = [
     "backbone_config",
+    "check_folder",
     "convert_checkpoint",
     "export_to_transformers",
     "load_weights",

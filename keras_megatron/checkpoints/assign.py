@@ -12,6 +12,7 @@ from keras_megatron.checkpoints.weight_names import Weight, model_sizes, weights
 
 _FLOATS = (np.dtype("f4"), np.dtype("f2"), BFLOAT16, np.dtype("f8"))
 _TRIM_EVERY = 1 << 26
+_MLM_HEAD = "cls.predictions."
 
 
 def check_weights(
@@ -57,7 +58,8 @@ def assign_weights(
         were missing.
 
     Raises:
-        ValueError: a weight is missing or has another shape, or the encoder has one too many.
+        ValueError: a weight is missing or has another shape, or the encoder or the model's own head
+            has one too many.
     """
     rows = _model_weights(model)
     present = {weight.part for weight, _ in rows if weight.hugging_face in source}
@@ -65,8 +67,9 @@ def assign_weights(
     rows = [row for row in rows if row[0].part not in missing.intersection(optional_parts)]
     check_weights(source, [weight for weight, _ in rows], _sizes(model), "hugging_face")
     unused = sorted(source.keys() - {weight.hugging_face for weight, _ in rows})
+    own = ("bert.", _MLM_HEAD) if "mlm_head" in present else ("bert.",)
     for name in unused:
-        if name.startswith("bert.") and not name.startswith("bert.pooler."):
+        if name.startswith(own) and not name.startswith("bert.pooler."):
             raise ValueError(f"the checkpoint has {name!r}, for which the model has no place")
     assigned = 0
     for weight, variable in rows:

@@ -56,8 +56,8 @@ def convert_checkpoint(
 
     Example:
     ```python
-    convert_checkpoint("megatron_bert_345m_v0.1_uncased.zip", "megatron_bert_345m_uncased")
-    masked_lm = MegatronBertMaskedLM.from_preset("megatron_bert_345m_uncased")
+    convert_checkpoint("megatron_bert_345m_v0.1_uncased.zip", "my_345m")
+    masked_lm = MegatronBertMaskedLM.from_preset("my_345m")
     ```
     """
     report = print if progress else _silent
@@ -121,7 +121,7 @@ def _build(
     preprocessor = MegatronBertMaskedLMPreprocessor(
         tokenizer, sequence_length=backbone.max_sequence_length
     )
-    model = MegatronBertMaskedLM(backbone, preprocessor)
+    model = MegatronBertMaskedLM(backbone, preprocessor, head_activation=checkpoint.head_activation)
     unused, _ = assign_weights(model, checkpoint.weights, optional_parts=("pooler",))
     megatron = {row.hugging_face: row.megatron for row in weights(backbone.num_layers)}
     return model, checkpoint.unused + [megatron[name] for name in unused]

@@ -7,7 +7,7 @@ import pathlib
 import keras
 
 from keras_megatron.checkpoints.assign import model_weights
-from keras_megatron.checkpoints.huggingface import ACTIVATIONS
+from keras_megatron.checkpoints.huggingface_config import ACTIVATIONS
 from keras_megatron.checkpoints.safetensors_files import save_safetensors
 from keras_megatron.checkpoints.staging import staged_folder
 

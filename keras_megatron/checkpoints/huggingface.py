@@ -8,97 +8,22 @@ from collections.abc import Mapping
 
 import keras
 
-from keras_megatron.checkpoints.assign import assign_weights, has_part
+from keras_megatron.checkpoints.assign import assign_weights, check_weights, has_part
+from keras_megatron.checkpoints.huggingface_config import promises_head
 from keras_megatron.checkpoints.mapped_files import LazyArray, MappedFile, same_numbers
 from keras_megatron.checkpoints.safetensors_files import load_safetensors
 from keras_megatron.checkpoints.torch_files import load_torch_file
+from keras_megatron.checkpoints.weight_names import model_sizes, weights
 
-# Hugging Face's activations by name; those of the same name in both are not all the same function.
-ACTIVATIONS = {
-    "gelu": "gelu",
-    "gelu_python": "gelu",
-    "gelu_new": "gelu_approximate",
-    "gelu_fast": "gelu_approximate",
-    "gelu_pytorch_tanh": "gelu_approximate",
-    "relu": "relu",
-    "relu6": "relu6",
-    "silu": "silu",
-    "swish": "silu",
-    "tanh": "tanh",
-    "sigmoid": "sigmoid",
-}
-_DEFAULTS = {  # of transformers' MegatronBertConfig
-    "vocab_size": 29056,
-    "hidden_size": 1024,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "intermediate_size": 4096,
-    "hidden_act": "gelu",
-    "hidden_dropout_prob": 0.1,
-    "attention_probs_dropout_prob": 0.1,
-    "max_position_embeddings": 512,
-    "type_vocab_size": 2,
-    "initializer_range": 0.02,
-    "layer_norm_eps": 1e-12,
-}
-# Settings that make the model another one than this package's, with the values that do not.
-_SUPPORTED = {
-    "is_decoder": (False, None),
-    "add_cross_attention": (False, None),
-    "position_embedding_type": ("absolute", None),
-}
 _WEIGHT_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-_HEAD_ARCHITECTURES = ("MegatronBertForMaskedLM", "MegatronBertForPreTraining")
 _WORDS = "bert.embeddings.word_embeddings.weight"
 _BIAS = "cls.predictions.bias"
 _DECODER = "cls.predictions.decoder"
-
-
-def backbone_config(config: Mapping) -> dict:
-    """Translate a Hugging Face configuration.
-
-    Args:
-        config: The content of config.json.
-
-    Returns:
-        Arguments of `MegatronBertBackbone`.
-
-    Raises:
-        ValueError: the configuration is of a model that this package does not have.
-    """
-    given = {**_DEFAULTS, **{key: config[key] for key in _DEFAULTS if config.get(key) is not None}}
-    for name, allowed in _SUPPORTED.items():
-        if config.get(name) not in allowed:
-            raise ValueError(f"config.json has {name}={config[name]!r}, which is not supported")
-    if given["hidden_act"] not in ACTIVATIONS:
-        raise ValueError(
-            f"config.json has the activation {given['hidden_act']!r}; known are "
-            f"{', '.join(sorted(ACTIVATIONS))}"
-        )
-    return {
-        "vocabulary_size": given["vocab_size"],
-        "num_layers": given["num_hidden_layers"],
-        "num_heads": given["num_attention_heads"],
-        "hidden_dim": given["hidden_size"],
-        "intermediate_dim": given["intermediate_size"],
-        "dropout": given["hidden_dropout_prob"],
-        "attention_dropout": given["attention_probs_dropout_prob"],
-        "max_sequence_length": given["max_position_embeddings"],
-        "num_segments": given["type_vocab_size"],
-        "layer_norm_epsilon": given["layer_norm_eps"],
-        "activation": ACTIVATIONS[given["hidden_act"]],
-        "initializer_range": given["initializer_range"],
-    }
-
-
-def masked_lm_config(config: Mapping) -> dict:
-    """Return the arguments of `MegatronBertMaskedLM` that a Hugging Face configuration implies."""
-    return {"head_activation": backbone_config(config)["activation"]}
 
 
 def load_weights(model: keras.Model, folder: str | os.PathLike) -> list[str]:
@@ -123,7 +48,7 @@ def load_weights(model: keras.Model, folder: str | os.PathLike) -> list[str]:
     config = read_json(folder / "config.json")
     source = open_weights(folder)
     optional = {"pooler"}
-    if not set(_HEAD_ARCHITECTURES).intersection(config.get("architectures") or ()):
+    if not promises_head(config):
         optional.add("mlm_head")
     unused, missing = assign_weights(model, source, optional)
     if not has_part(model, "mlm_head") and "pooler" in missing:
@@ -131,6 +56,20 @@ def load_weights(model: keras.Model, folder: str | os.PathLike) -> list[str]:
     if "mlm_head" in missing:
         warnings.warn(f"{folder} has no masked-language-model head: it is random", stacklevel=2)
     return unused
+
+
+def check_folder(folder: str | os.PathLike, arguments: Mapping) -> None:
+    """Check that a folder has a backbone's weights, before one of these arguments takes memory.
+
+    Args:
+        folder: As of `load_weights`.
+        arguments: Of `MegatronBertBackbone`.
+
+    Raises:
+        ValueError: a weight is missing or of another shape, or a file cannot be read.
+    """
+    encoder = (row for row in weights(arguments["num_layers"]) if row.part == "backbone")
+    check_weights(open_weights(folder), encoder, model_sizes(arguments), "hugging_face")
 
 
 def open_weights(folder: str | os.PathLike) -> dict[str, LazyArray]:

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import mmap
 import os
+import stat
 from collections.abc import Callable
 
 import ml_dtypes
@@ -45,9 +46,11 @@ class MappedFile:
         """Map a whole file.
 
         Raises:
-            ValueError: the file is empty.
+            ValueError: the file is empty, or no regular file: opening a pipe would wait for ever.
             OSError: it cannot be read.
         """
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise ValueError("it is no regular file")
         with open(path, "rb") as file:
             if os.fstat(file.fileno()).st_size == 0:
                 raise ValueError("the file is empty")

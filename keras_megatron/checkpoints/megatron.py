@@ -39,12 +39,14 @@ class MegatronCheckpoint:
 
     Attributes:
         config: Arguments of `MegatronBertBackbone`.
+        head_activation: Activation of the masked language model's head.
         weights: In torch orientation, by their Hugging Face names.
         unused: Keys of fine-tuned heads, which are not converted.
         notes: How each setting was decided, one line each.
     """
 
     config: dict[str, int | float | str]
+    head_activation: str
     weights: dict[str, LazyArray]
     unused: list[str]
     notes: list[str]
@@ -75,7 +77,7 @@ def read_megatron(
     arguments, version = read_arguments(state), checkpoint_version(state)
     tensors = _respell(_flatten(state["model"]))
     _, hidden = _shape(tensors, _WORDS, 2)
-    chosen, notes = choose_settings(
+    chosen, head_activation, notes = choose_settings(
         arguments, hidden, num_heads, layer_norm_epsilon, mlp_activation
     )
     notes.insert(0, f"checkpoint version {version:g}")
@@ -97,7 +99,7 @@ def read_megatron(
     for name in tensors:
         if not name.startswith(_OTHER_HEADS):
             raise ValueError(f"the checkpoint has a key that no BERT of Megatron has, {name!r}")
-    return MegatronCheckpoint(config, canonical, sorted(tensors), notes)
+    return MegatronCheckpoint(config, head_activation, canonical, sorted(tensors), notes)
 
 
 def _flatten(model: Mapping) -> dict[str, LazyArray]:

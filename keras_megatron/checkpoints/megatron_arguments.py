@@ -84,7 +84,7 @@ def choose_settings(
     num_heads: int | None = None,
     layer_norm_epsilon: float | None = None,
     mlp_activation: str | None = None,
-) -> tuple[dict, list[str]]:
+) -> tuple[dict, str, list[str]]:
     """Decide what the tensors do not tell.
 
     Args:
@@ -95,7 +95,8 @@ def choose_settings(
         mlp_activation: Activation of the feed-forward blocks.
 
     Returns:
-        Arguments of `MegatronBertBackbone`, and lines that say how they were decided.
+        Arguments of `MegatronBertBackbone`, the activation of the masked language model's head, and
+        lines that say how they were decided.
 
     Raises:
         ValueError: a setting is out of range.
@@ -119,6 +120,9 @@ def choose_settings(
     if not 0 < epsilon < 1:
         raise ValueError(f"LayerNorm's epsilon must be between 0 and 1, not {epsilon:g}")
     activation, activation_rule = _activation(arguments, mlp_activation)
+    # Only the feed-forward blocks have a fused GELU; the head has OpenAI's where that was asked for.
+    openai_gelu = arguments.get("openai_gelu") is True
+    head_activation = "gelu_approximate" if openai_gelu else "gelu"
     chosen = {
         "num_heads": int(heads),
         "layer_norm_epsilon": float(epsilon),
@@ -129,9 +133,9 @@ def choose_settings(
     notes = [
         f"{heads:g} attention heads ({heads_rule})",
         f"LayerNorm epsilon {epsilon:g} ({epsilon_rule})",
-        f"activation {activation} ({activation_rule})",
+        f"activation {activation} ({activation_rule}), of the head {head_activation}",
     ]
-    return chosen, notes
+    return chosen, head_activation, notes
 
 
 def _first(*choices: tuple) -> tuple:

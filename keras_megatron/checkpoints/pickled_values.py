@@ -38,8 +38,10 @@ class PickledDtype(Buildable):
     """Stands for `numpy.dtype`, numbers only."""
 
     def __init__(self, code, align=False, copy=True):
-        if not isinstance(code, str) or not _NUMERIC_DTYPE.fullmatch(code):
-            raise ValueError(f"refused: a pickled numpy dtype {str(code)[:20]!r} is no number")
+        if not isinstance(code, str):
+            raise ValueError(f"refused: a pickled numpy dtype is a {type(code).__name__}")
+        if not _NUMERIC_DTYPE.fullmatch(code):
+            raise ValueError(f"refused: a pickled numpy dtype {code[:20]!r} is no number")
         self.dtype = np.dtype(code)
 
     def set_state(self, state) -> None:
@@ -79,7 +81,7 @@ def _to_bytes(data: str | bytes) -> bytes:
 
 def _encode(text, encoding):
     if encoding not in ("latin1", "latin-1"):
-        raise ValueError(f"refused: its pickle encodes text as {str(encoding)[:20]!r}")
+        raise ValueError("refused: its pickle encodes text otherwise than as Latin-1")
     return text.encode("latin-1")
 
 

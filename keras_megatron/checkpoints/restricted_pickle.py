@@ -197,6 +197,9 @@ class _Machine:
         self.push_global(module, name)
 
     def push_global(self, module: str, name: str) -> None:
+        # Types first, here and elsewhere: a message must not spell out tuples nested in tuples.
+        if not isinstance(module, str) or not isinstance(name, str):
+            raise ValueError("refused: its pickle names something by what is no text")
         full_name = f"{module}.{name}"
         if full_name not in self.known:
             raise ValueError(

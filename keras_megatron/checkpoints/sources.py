@@ -1,5 +1,6 @@
 """Finds the checkpoint in what users have: a release zip, an unpacked folder, a `.pt` file."""
 
+import lzma
 import os
 import pathlib
 import re
@@ -24,6 +25,7 @@ _LONGEST_TRACKER = 64
 # Weights hardly shrink: what grows more than this when unpacked is no checkpoint.
 _HIGHEST_RATIO = 100
 _SMALL = 1 << 24
+_DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError)
 
 
 def open_checkpoint(source: str | os.PathLike, scratch: pathlib.Path):
@@ -123,7 +125,7 @@ def _member(file: MappedFile, archive: zipfile.ZipFile, scratch: pathlib.Path) -
         with archive.open(member) as packed, open(target, "wb") as unpacked:
             shutil.copyfileobj(packed, unpacked, _CHUNK)
         return MappedFile.open(target)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+    except (*_DAMAGED, EOFError, NotImplementedError) as error:
         raise ValueError(f"the zip is truncated or damaged ({error})") from error
 
 

@@ -21,10 +21,11 @@ def staged_folder(output: str | os.PathLike) -> Iterator[pathlib.Path]:
             raised inside, nothing is left behind.
     """
     output = pathlib.Path(output).absolute()
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"{output} exists already: remove it, or choose another place")
-    made_parents = [parent for parent in output.parents if not parent.exists()]
+    made_parents = []
     try:
+        if output.exists() and (not output.is_dir() or any(output.iterdir())):
+            raise ValueError(f"{output} exists already: remove it, or choose another place")
+        made_parents = [parent for parent in output.parents if not parent.exists()]
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
             folder = pathlib.Path(scratch, output.name)  # with permissions as any other folder

@@ -131,7 +131,9 @@ class _Storages:
         dtype = _STORAGES.get(type_.name.removeprefix("torch.").removesuffix("Storage"))
         if dtype is None or any(view):
             raise ValueError(f"a storage of {type_.name} is not supported")
-        if type(size) is not int or not 0 <= size * dtype.itemsize <= self.file_size:
+        if type(size) is not int:
+            raise ValueError(f"the file is damaged: a storage's size is a {type(size).__name__}")
+        if not 0 <= size * dtype.itemsize <= self.file_size:
             raise ValueError(f"the file is truncated: a storage claims {size} numbers")
         storage = self.by_key.setdefault(key, Storage(dtype, size))
         if (storage.dtype, storage.size) != (dtype, size):

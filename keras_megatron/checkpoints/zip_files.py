@@ -26,7 +26,13 @@ def open_zip(file: MappedFile) -> zipfile.ZipFile:
     """
     try:
         archive = zipfile.ZipFile(file)
-    except (zipfile.BadZipFile, NotImplementedError, LookupError, struct.error) as error:
+    except (
+        zipfile.BadZipFile,
+        NotImplementedError,
+        LookupError,
+        struct.error,
+        ValueError,
+    ) as error:
         raise ValueError(f"the zip is truncated or damaged ({error})") from error
     seen = set()
     for member in archive.infolist():

@@ -1,7 +1,7 @@
 """What every layer of the model shares: activations, initializers, LayerNorm, gradients' memory."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import keras
@@ -32,6 +32,20 @@ def get_activation(name: str | Callable) -> Callable:
             f"unknown activation {name!r}: use 'gelu' (erf), 'gelu_approximate' (tanh) or the name "
             "of a Keras activation"
         ) from None
+
+
+def refuse_unknown(arguments: Iterable[str], known: set[str]) -> None:
+    """Refuse arguments that Keras's functional models would drop in silence.
+
+    Raises:
+        ValueError: an argument is not known.
+    """
+    unknown = sorted(set(arguments) - known)
+    if unknown:
+        raise ValueError(
+            f"unknown argument {unknown[0]!r}; what shapes the backbone is given to the backbone: "
+            "build it first, then the task with backbone=..."
+        )
 
 
 def normal_initializer(stddev: float) -> keras.initializers.Initializer:

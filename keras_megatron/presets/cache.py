@@ -32,6 +32,7 @@ from keras_megatron.version import __version__
 
 FORMAT = 1  # of the converted files; a higher number makes everybody convert again
 SIZES = ("vocabulary_size", "num_layers", "num_heads", "hidden_dim", "intermediate_dim")
+FILES = ("config.json", "model.weights.h5", "task.weights.h5")  # what a conversion makes
 KEEP_VARIABLE = "KERAS_MEGATRON_KEEP_DOWNLOADS"
 
 
@@ -63,18 +64,20 @@ def converted_weights(preset: Preset) -> pathlib.Path:
             "random ones"
         )
     ready = _converted_folder(preset.name)
-    if ready.is_dir():
-        return ready
     try:
-        ready.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(ready.with_name("lock"), preset.name):
-            if not ready.is_dir():  # another process may have made it while this one waited
-                _make(preset, ready)
+        if not ready.is_dir():
+            ready.parent.mkdir(parents=True, exist_ok=True)
+            with _locked(ready.with_name("lock"), preset.name):
+                if not ready.is_dir():  # another process may have made it while this one waited
+                    _make(preset, ready)
+        missing = [name for name in FILES if not (ready / name).is_file()]
     except OSError as error:
         raise ValueError(
             f"cannot store {preset.name} in {ready.parent}: {error.strerror or error}; make room "
             "there, or set KERAS_HOME to a folder that can be written"
         ) from error
+    if missing:
+        raise ValueError(f"{ready} lacks {', '.join(missing)}: remove {ready} to convert again")
     return ready
 
 

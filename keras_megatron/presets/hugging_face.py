@@ -6,9 +6,17 @@ from typing import Any
 
 from keras_hub.src.utils.preset_utils import check_file_exists, get_file, load_json
 
+from keras_megatron.checkpoints.huggingface import read_json
+
 VOCABULARY_FILE = "vocab.txt"  # one piece a line
 TOKENIZER_FILE = "tokenizer.json"  # of the `tokenizers` library; transformers 5 writes only this
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+# The settings of tokenizer.json's normalizer, by their names in tokenizer_config.json.
+_NORMALIZER = {
+    "lowercase": "do_lower_case",
+    "strip_accents": "strip_accents",
+    "handle_chinese_chars": "tokenize_chinese_chars",
+}
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -45,35 +53,69 @@ def tokenizer_arguments(preset: str) -> dict[str, Any]:
         `vocabulary`, and `lowercase`: None where the preset does not say.
 
     Raises:
-        ValueError: there is no vocabulary, or it is not a WordPiece one.
+        ValueError: there is no vocabulary, it is not a WordPiece one, a file is damaged, or the
+            settings are of a tokenizer that this package does not have.
     """
-    lowercase = None
+    content = _read_if_there(preset, TOKENIZER_FILE)
     if check_file_exists(preset, VOCABULARY_FILE):
         vocabulary = get_file(preset, VOCABULARY_FILE)
-    elif check_file_exists(preset, TOKENIZER_FILE):
-        config = load_json(preset, TOKENIZER_FILE)
-        vocabulary = _pieces(preset, config)
-        lowercase = (config.get("normalizer") or {}).get("lowercase")
+    elif content:
+        vocabulary = _pieces(preset, content)
     else:
         raise ValueError(
             f"{preset} has neither {VOCABULARY_FILE} nor {TOKENIZER_FILE}: add one, or make a "
             "MegatronBertTokenizer from the vocabulary that the model was trained with"
         )
-    if check_file_exists(preset, TOKENIZER_CONFIG_FILE):
-        lowercase = load_json(preset, TOKENIZER_CONFIG_FILE).get("do_lower_case", lowercase)
-    return {"vocabulary": vocabulary, "lowercase": lowercase}
+    settings = {**_normalizer(preset, content), **_read_if_there(preset, TOKENIZER_CONFIG_FILE)}
+    return {"vocabulary": vocabulary, "lowercase": _lowercase(preset, settings)}
 
 
-def _pieces(preset: str, config: dict) -> list[str]:
-    model = config.get("model", {})
-    if model.get("type") != "WordPiece":
+def _read_if_there(preset: str, name: str) -> dict:
+    return (
+        read_json(pathlib.Path(get_file(preset, name))) if check_file_exists(preset, name) else {}
+    )
+
+
+def _normalizer(preset: str, content: dict) -> dict:
+    """Return tokenizer.json's settings by the names that they have in tokenizer_config.json."""
+    normalizer = content.get("normalizer") or {}
+    if not isinstance(normalizer, dict):
+        raise ValueError(f"the normalizer in {preset}/{TOKENIZER_FILE} is no JSON object")
+    return {ours: normalizer[name] for name, ours in _NORMALIZER.items() if name in normalizer}
+
+
+def _lowercase(preset: str, settings: dict) -> bool | None:
+    """Return whether to lower-case; refuse settings that change the pieces otherwise."""
+    for name in _NORMALIZER.values():
+        if not isinstance(settings.get(name), bool | None):
+            raise ValueError(f"the tokenizer's {name} in {preset} must be true, false or null")
+    lowercase, strip = settings.get("do_lower_case"), settings.get("strip_accents")
+    if strip is not None and strip != lowercase:
         raise ValueError(
-            f"{preset}/{TOKENIZER_FILE} is of type {model.get('type')!r}, and Megatron BERT's is "
-            "'WordPiece'"
+            f"{preset} strips accents ({strip}) but not as it lower-cases ({lowercase}), which "
+            "MegatronBertTokenizer does not do: pass your own tokenizer"
         )
-    added = {token["content"]: token["id"] for token in config.get("added_tokens") or []}
-    ids = {**model["vocab"], **added}
-    pieces = sorted(ids, key=ids.get)
+    if settings.get("tokenize_chinese_chars") is False:
+        raise ValueError(
+            f"{preset} does not split Chinese characters (tokenize_chinese_chars is false), which "
+            "MegatronBertTokenizer does: pass your own tokenizer"
+        )
+    return lowercase
+
+
+def _pieces(preset: str, content: dict) -> list[str]:
+    model = content.get("model")
+    kind = model.get("type") if isinstance(model, dict) else None
+    if kind != "WordPiece":
+        raise ValueError(
+            f"{preset}/{TOKENIZER_FILE} is of type {kind!r}, and Megatron BERT's is 'WordPiece'"
+        )
+    try:
+        added = {token["content"]: token["id"] for token in content.get("added_tokens") or []}
+        ids = {**model["vocab"], **added}
+        pieces = sorted(ids, key=ids.get)
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"{preset}/{TOKENIZER_FILE} has no table of pieces and ids") from error
     if [ids[piece] for piece in pieces] != list(range(len(pieces))):
         raise ValueError(f"the ids in {preset}/{TOKENIZER_FILE} are not 0 to {len(pieces) - 1}")
     return pieces

@@ -5,6 +5,7 @@ list of types is fixed. `install_loader` puts a class in its place that takes th
 "megatron-bert" and gives all others to the original.
 """
 
+import os
 import warnings
 from collections.abc import Callable, Mapping
 
@@ -13,7 +14,12 @@ from keras_hub.src.utils.preset_utils import KerasPresetLoader, PresetLoader, lo
 from keras_hub.src.utils.transformers import preset_loader
 
 from keras_megatron.backbone import MegatronBertBackbone
-from keras_megatron.checkpoints import backbone_config, load_weights, masked_lm_config
+from keras_megatron.checkpoints import (
+    backbone_config,
+    check_folder,
+    load_weights,
+    masked_lm_config,
+)
 from keras_megatron.presets.cache import converted_weights
 from keras_megatron.presets.hugging_face import has_tokenizer, local_folder, tokenizer_arguments
 from keras_megatron.presets.registry import find
@@ -24,6 +30,12 @@ KERAS_HUB_LOADER = preset_loader.TransformersPresetLoader
 
 # Tasks whose head a Hugging Face folder may hold, with what turns its config.json into arguments.
 HEADS: dict[type, Callable[[Mapping], dict]] = {MegatronBertMaskedLM: masked_lm_config}
+# Weights that a model often leaves behind, as it has another head than the folder's.
+_OTHER_HEADS = (
+    *("bert.pooler.", "cls.predictions.", "cls.seq_relationship."),
+    *("classifier.", "qa_outputs."),
+)
+_MOST_NAMES, _LONGEST_NAME = 5, 100
 
 
 class MegatronBertPresetLoader(PresetLoader):
@@ -36,6 +48,11 @@ class MegatronBertPresetLoader(PresetLoader):
     def __init__(self, preset: str, config: dict):
         super().__init__(preset, config)
         self.named = find(preset)
+        if self.named and os.path.isdir(preset):
+            warnings.warn(
+                f"{preset!r} is taken for the preset of this name: use './{preset}' for the folder",
+                stacklevel=5,  # the caller of from_preset
+            )
 
     def check_backbone_class(self) -> type:
         """Return the class of the backbone."""
@@ -45,6 +62,8 @@ class MegatronBertPresetLoader(PresetLoader):
         """Build the backbone; `kwargs` go before what the preset says."""
         if load_weights and self.named:
             return self._converted().load_backbone(cls, load_weights, **kwargs)
+        if load_weights:
+            self._check(kwargs)
         backbone = cls(**{**backbone_config(self.config), **kwargs})
         if load_weights:
             self._fill(backbone)
@@ -66,6 +85,8 @@ class MegatronBertPresetLoader(PresetLoader):
             )
             kwargs["preprocessor"] = None
         with_head = load_weights and load_task_weights and head is not None
+        if with_head and "backbone" not in kwargs:
+            self._check(kwargs)
         task = super().load_task(cls, load_weights and not with_head, load_task_weights, **kwargs)
         if with_head:
             self._fill(task)
@@ -86,8 +107,21 @@ class MegatronBertPresetLoader(PresetLoader):
         folder = str(converted_weights(self.named))
         return KerasPresetLoader(folder, load_json(folder))
 
+    def _check(self, kwargs: Mapping) -> None:
+        """Check the weights before a model is built, which takes memory for what config.json says."""
+        arguments = {**backbone_config(self.config), **kwargs}
+        check_folder(local_folder(self.preset), arguments)
+
     def _fill(self, model) -> None:
-        load_weights(model, local_folder(self.preset))
+        unused = load_weights(model, local_folder(self.preset))
+        strange = [name for name in unused if not name.startswith(_OTHER_HEADS)]
+        if strange:
+            names = ", ".join(name[:_LONGEST_NAME] for name in strange[:_MOST_NAMES])
+            warnings.warn(
+                f"{self.preset} has {len(strange)} weights that the model has no place for: {names}"
+                f"{', ...' if len(strange) > _MOST_NAMES else ''}",
+                stacklevel=4,
+            )
 
 
 class _ChoosingLoader(KERAS_HUB_LOADER):

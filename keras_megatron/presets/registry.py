@@ -8,7 +8,7 @@ import pathlib
 from keras_hub.src.utils.preset_utils import register_presets
 
 from keras_megatron.backbone import MegatronBertBackbone
-from keras_megatron.checkpoints.huggingface import backbone_config
+from keras_megatron.checkpoints.huggingface_config import backbone_config
 
 HERE = pathlib.Path(__file__).parent
 BASE_URL = "https://api.ngc.nvidia.com/v2/models"

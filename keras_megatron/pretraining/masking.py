@@ -32,7 +32,8 @@ class MaskingScheme:
     """How tokens are selected and replaced.
 
     Attributes:
-        selection_rate: share of a row's maskable tokens that is selected, at least one a row.
+        selection_rate: share of a row's maskable tokens that is selected; at least one token, but
+            with whole words only words that fit.
         mask_rate: share of the selected tokens that become [MASK].
         random_rate: share that become a random token; the rest stay.
         max_ngram: longest run of units selected together; n has probability proportional to 1/n.
@@ -55,8 +56,8 @@ class MaskingScheme:
         if self.mask_rate + self.random_rate > 1.0 + 1e-9:
             total = self.mask_rate + self.random_rate
             raise ValueError(f"mask_rate + random_rate must be at most 1, not {total}")
-        if self.max_ngram < 1:
-            raise ValueError(f"max_ngram must be at least 1, not {self.max_ngram}")
+        if not isinstance(self.max_ngram, int) or self.max_ngram < 1:
+            raise ValueError(f"max_ngram must be an integer of at least 1, not {self.max_ngram}")
 
     def length(self, sequence_length: int) -> int:
         """Return M, the most masks a row of `sequence_length` tokens can have."""
@@ -90,7 +91,12 @@ def mask_tokens(
 
     Returns:
         MaskedTokens.
+
+    Raises:
+        ValueError: `scheme.whole_words` without `continuation`.
     """
+    if scheme.whole_words and continuation is None:
+        raise ValueError("whole_words needs to know which pieces continue a word: continuation")
     batch, sequence = token_ids.shape
     length = scheme.length(sequence) if length is None else length
     positions = np.zeros((batch, length), "int32")

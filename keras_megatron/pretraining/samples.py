@@ -30,7 +30,12 @@ def pack_documents(
     Returns:
         int32 (samples, sequence), padded. A sample never crosses a document; a sentence that is
         longer than a sample goes on in the next.
+
+    Raises:
+        ValueError: `sequence_length` leaves no room.
     """
+    if sequence_length < 3:
+        raise ValueError(f"sequence_length must be at least 3, not {sequence_length}")
     rng = np.random.default_rng(seed)
     room = sequence_length - 2
     samples = []
@@ -43,8 +48,9 @@ def pack_documents(
                 samples.append(sample)
                 target, sample = _target(room, short_sample_rate, rng), []
             while len(ids) > target - len(sample):
-                samples.append(sample + ids[: target - len(sample)])
-                ids, sample = ids[target - len(sample) :], []
+                cut = target - len(sample)
+                samples.append(sample + ids[:cut])
+                target, sample, ids = _target(room, short_sample_rate, rng), [], ids[cut:]
             sample = sample + ids
         if sample:
             samples.append(sample)
@@ -110,7 +116,12 @@ def masked_batches(
         batch_size: samples a batch; a last batch that is smaller is dropped when shuffling.
         seed: of order and masks.
         shuffle: whether to shuffle.
+
+    Raises:
+        ValueError: there are fewer samples than one batch needs.
     """
+    if len(samples) < (batch_size if shuffle else 1):
+        raise ValueError(f"{len(samples)} samples are too few for batches of {batch_size}")
     dataset = grain.MapDataset.source(samples).seed(seed)
     if shuffle:
         dataset = dataset.shuffle()

@@ -1,12 +1,12 @@
 import threading
 
-import grain
 import keras
 import keras_hub
 import numpy as np
 
 from keras_megatron.backbone import MegatronBertBackbone
 from keras_megatron.pretraining.masking import MaskingScheme, mask_tokens
+from keras_megatron.tasks.masked_texts import masked_dataset
 from keras_megatron.tokenizer import MegatronBertTokenizer
 
 
@@ -71,6 +71,15 @@ class MegatronBertMaskedLMPreprocessor(keras_hub.models.MaskedLMPreprocessor):
         seed: int | None = None,
         **kwargs,
     ):
+        for name, value, least in (
+            ("sequence_length", sequence_length, 3),
+            ("mask_selection_length", mask_selection_length, 1),
+            ("seed", seed, 0),
+        ):
+            if value is not None and (not isinstance(value, int) or value < least):
+                raise ValueError(f"{name} must be an integer of at least {least}, not {value!r}")
+        if "truncate" in kwargs:
+            raise ValueError("truncate cannot be chosen: the longer text is always cut first")
         super().__init__(
             tokenizer,
             sequence_length=sequence_length,
@@ -106,15 +115,11 @@ class MegatronBertMaskedLMPreprocessor(keras_hub.models.MaskedLMPreprocessor):
         if isinstance(x, dict):
             return keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
         first, second = x if isinstance(x, tuple) and len(x) == 2 else (x, None)
-        packed = self.tokenizer.encode(first, second, sequence_length=self.sequence_length)
         if self._use_tf_workflow():
-            return self._mask_in_graph(packed)
-        if packed["token_ids"].ndim == 2:
-            return self._sample(packed)
-        sample = self._sample({name: array[None] for name, array in packed.items()})
-        return keras.tree.map_structure(lambda array: array[0], sample)
+            return self._preprocess_in_graph(first, second)
+        return self.preprocess(first, second)
 
-    def dataset(self, x, batch_size: int = 32, shuffle: bool = False) -> grain.MapDataset:
+    def dataset(self, x, batch_size: int = 32, shuffle: bool = False):
         """Return one epoch of masked batches; repeat it, and each epoch is masked anew.
 
         Args:
@@ -124,17 +129,20 @@ class MegatronBertMaskedLMPreprocessor(keras_hub.models.MaskedLMPreprocessor):
 
         Returns:
             A `grain.MapDataset` of what a call returns.
-        """
-        rows = list(zip(*x, strict=True)) if isinstance(x, tuple) else list(x)
-        seed = np.random.default_rng().integers(2**31) if self.seed is None else self.seed
-        dataset = grain.MapDataset.source(rows).seed(int(seed))
-        if shuffle:
-            dataset = dataset.shuffle()
-        return dataset.batch(batch_size, batch_fn=list).random_map(_Preprocess(self))
 
-    def _sample(self, packed: dict, rng: np.random.Generator | None = None) -> tuple:
-        """Mask int32 (batch, sequence) inputs and return `(x, y, sample_weight)`."""
-        return _as_sample(packed, *self._mask(packed["token_ids"], rng))
+        Raises:
+            ValueError: there are no texts, or not as many first as second ones.
+        """
+        return masked_dataset(self, x, batch_size, shuffle)
+
+    def preprocess(self, first, second=None, rng: np.random.Generator | None = None) -> tuple:
+        """Return `(x, y, sample_weight)` for a text or texts, masked with `rng` if it is given."""
+        packed = self.tokenizer.encode(first, second, sequence_length=self.sequence_length)
+        if packed["token_ids"].ndim == 2:
+            return _as_sample(packed, *self._mask(packed["token_ids"], rng))
+        packed = {name: array[None] for name, array in packed.items()}
+        sample = _as_sample(packed, *self._mask(packed["token_ids"], rng))
+        return keras.tree.map_structure(lambda array: array[0], sample)
 
     def _mask(self, token_ids: np.ndarray, rng: np.random.Generator | None = None):
         if rng is None:
@@ -151,10 +159,11 @@ class MegatronBertMaskedLMPreprocessor(keras_hub.models.MaskedLMPreprocessor):
             length=self.mask_selection_length,
         )
 
-    def _mask_in_graph(self, packed):
-        """Hide tokens inside tf.data, by the same numpy code."""
+    def _preprocess_in_graph(self, first, second):
+        """Tokenize in the graph of tf.data, and hide tokens there by the same numpy code."""
         import tensorflow as tf
 
+        packed = self.tokenizer.encode(first, second, sequence_length=self.sequence_length)
         token_ids = packed["token_ids"]
         batched = token_ids.shape.rank == 2
         matrix = token_ids if batched else token_ids[None]
@@ -164,7 +173,8 @@ class MegatronBertMaskedLMPreprocessor(keras_hub.models.MaskedLMPreprocessor):
             (tf.int32, tf.int32, tf.int32, tf.float32),
             stateful=True,
         )
-        length = self.mask_selection_length or self.scheme.length(self.sequence_length)
+        length = self.mask_selection_length
+        length = self.scheme.length(self.sequence_length) if length is None else length
         masked[0].set_shape(matrix.shape)
         for tensor in masked[1:]:
             tensor.set_shape((matrix.shape[0], length))
@@ -182,37 +192,6 @@ class MegatronBertMaskedLMPreprocessor(keras_hub.models.MaskedLMPreprocessor):
             "max_ngram": self.max_ngram,
             "seed": self.seed,
         }
-
-
-class _Preprocess(grain.transforms.RandomMap):
-    """Preprocesses a batch with the generator that Grain derives from epoch and place."""
-
-    def __init__(self, preprocessor: MegatronBertMaskedLMPreprocessor):
-        self._preprocessor = preprocessor
-
-    def random_map(self, element: list, rng: np.random.Generator):
-        columns = zip(*element, strict=True) if isinstance(element[0], tuple) else (element,)
-        packed = self._preprocessor.tokenizer.encode(
-            *map(list, columns), sequence_length=self._preprocessor.sequence_length
-        )
-        return self._preprocessor._sample(packed, rng)
-
-
-def split_texts(x, validation_share: float) -> tuple:
-    """Split texts, or a tuple of two lists of them, into (training, validation): the last ones.
-
-    Raises:
-        ValueError: one of the two would be empty.
-    """
-    if isinstance(x, tuple):
-        training, validation = zip(*(split_texts(y, validation_share) for y in x), strict=True)
-        return training, validation
-    at = int(len(x) * (1.0 - validation_share))
-    if not 0 < at < len(x):
-        raise ValueError(
-            f"validation_split={validation_share} leaves no text on one side of {len(x)}: give more"
-        )
-    return x[:at], x[at:]
 
 
 def _as_sample(packed, token_ids, mask_positions, mask_ids, mask_weights):

@@ -12,24 +12,33 @@ class MegatronBertTask:
 
     def fit(self, x=None, *args, **kwargs):
         """Train; see `keras.Model.fit`. With a preprocessor `x` may be raw text."""
-        self._check_ids(x)
+        # Here too: KerasHub takes an error in `preprocess_samples` for a hint to try tf.data, whose
+        # tensors nobody checks.
+        self.backbone.check_inputs(x)
+        validation_data = kwargs.get("validation_data")
+        if isinstance(validation_data, tuple):
+            self.backbone.check_inputs(validation_data[0])
         return super().fit(x, *args, **kwargs)
 
     def evaluate(self, x=None, *args, **kwargs):
         """Measure loss and metrics; see `keras.Model.evaluate`."""
-        self._check_ids(x)
+        self.backbone.check_inputs(x)
         return super().evaluate(x, *args, **kwargs)
 
     def predict(self, x=None, *args, **kwargs):
         """Return outputs; see `keras.Model.predict`."""
-        self._check_ids(x)
+        self.backbone.check_inputs(x)
         return super().predict(x, *args, **kwargs)
 
-    def _check_ids(self, x) -> None:
-        # Here, not in `preprocess_samples`: KerasHub takes an error there for a hint to try
-        # tf.data, whose tensors nobody checks.
-        if self.preprocessor is None:
-            self.backbone.check_inputs(x)
+    def preprocess_samples(self, x, y=None, sample_weight=None):
+        """Apply the preprocessor, if there is one, to a batch."""
+        self.backbone.check_inputs(x)
+        return super().preprocess_samples(x, y, sample_weight)
+
+    def quantize(self, mode, config=None, **kwargs):
+        """Quantize the backbone; see `keras.Model.quantize`. The small head keeps its precision."""
+        self.backbone.quantize(mode, config=config, **kwargs)
+        self.train_function = self.test_function = self.predict_function = None
 
 
 def check_tokenizer_fits(preprocessor, backbone) -> None:

@@ -145,6 +145,18 @@ def test_one_word_longer_than_the_budget_is_left_alone():
     assert masked.mask_weights.sum() == 0
 
 
+def test_whole_words_need_to_know_the_pieces():
+    with pytest.raises(ValueError, match="continuation"):
+        mask_tokens(
+            np.zeros((1, 4), "int32"),
+            np.ones((1, 4), bool),
+            MaskingScheme(whole_words=True),
+            np.random.default_rng(0),
+            mask_token_id=MASK,
+            vocabulary_size=VOCABULARY,
+        )
+
+
 def test_length_bounds_the_masks():
     ids, maskable = batch()
     masked = mask(ids, maskable, length=3)
@@ -155,7 +167,7 @@ def test_length_bounds_the_masks():
 @pytest.mark.parametrize(("arguments", "message"), [
     ({"selection_rate": 1.5}, "selection_rate must be between 0 and 1, not 1.5"),
     ({"mask_rate": 0.9, "random_rate": 0.2}, "must be at most 1, not 1.1"),
-    ({"max_ngram": 0}, "max_ngram must be at least 1, not 0"),
+    ({"max_ngram": 0}, "max_ngram must be an integer of at least 1, not 0"),
 ])  # fmt: skip
 def test_impossible_rates_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):

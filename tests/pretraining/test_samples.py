@@ -65,6 +65,13 @@ def test_batches_repeat_with_the_seed_and_differ_between_epochs(tokenizer):
     assert (np.array(first[:each]) != np.array(first[each:])).any()
 
 
+def test_what_cannot_be_packed_is_refused(tokenizer):
+    with pytest.raises(ValueError, match="sequence_length must be at least 3, not 2"):
+        pack_documents(DOCUMENTS, tokenizer, 2)
+    with pytest.raises(ValueError, match="3 samples are too few for batches of 16"):
+        masked_batches(np.zeros((3, 8), "int32"), tokenizer, MaskingScheme(), 16, seed=1)
+
+
 def test_evaluation_covers_every_sample_in_order(tokenizer):
     samples = pack_documents(DOCUMENTS, tokenizer, 64)
     batches = masked_batches(samples, tokenizer, MaskingScheme(), 16, seed=1, shuffle=False)

@@ -116,6 +116,7 @@ def test_validation_takes_texts_and_repeats():
     pairs = (TEXTS * 2, TEXTS[::-1] * 2)
     for arguments in (
         {"x": TEXTS * 2, "validation_data": TEXTS},
+        {"x": TEXTS * 2, "validation_data": masked_lm.preprocessor(TEXTS)},
         {"x": np.array(TEXTS * 2), "validation_split": 0.5},
         {"x": pairs, "validation_split": 0.25},
     ):
@@ -219,8 +220,70 @@ def test_fill_mask_says_what_is_wrong(texts, message):
 def test_fill_mask_needs_a_preprocessor_and_a_sensible_top_k():
     with pytest.raises(ValueError, match="needs a preprocessor"):
         MegatronBertMaskedLM(small_backbone()).fill_mask("[MASK]")
-    with pytest.raises(ValueError, match="top_k must be from 1 to"):
+    with pytest.raises(ValueError, match="top_k must be an integer from 1 to"):
         small_masked_lm().fill_mask("[MASK]", top_k=0)
+
+
+@pytest.mark.parametrize(("texts", "arguments"), [
+    (None, {}),
+    (5, {}),
+    ([b"it was [MASK]"], {}),
+    (["[MASK]"], {"top_k": 2.5}),
+    (["[MASK]"], {"batch_size": 0}),
+])  # fmt: skip
+def test_fill_mask_refuses_what_it_cannot_use(texts, arguments):
+    with pytest.raises(ValueError, match="must be a"):
+        small_masked_lm().fill_mask(texts, **arguments)
+
+
+@pytest.mark.parametrize(("x", "arguments", "message"), [
+    ([], {}, "there are no texts"),
+    ("it was", {}, "give a list of texts"),
+    (("it was", "at was"), {}, "give a list of texts"),
+    ((TEXTS, TEXTS[:2]), {}, r"as many first as second texts, not \[4, 2\]"),
+    (TEXTS, {"y": [1, 2, 3, 4]}, "give no y"),
+])  # fmt: skip
+def test_fit_refuses_what_are_no_texts(x, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        small_masked_lm().fit(x, verbose=0, **arguments)
+
+
+def test_fit_refuses_a_preprocessor_that_is_too_long():
+    masked_lm = small_masked_lm()
+    masked_lm.preprocessor.sequence_length = 41
+    with pytest.raises(ValueError, match="makes 41 tokens but the model has 40 positions"):
+        masked_lm.fit(TEXTS, verbose=0)
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    ({"mask_selection_length": 0}, "mask_selection_length must be an integer of at least 1"),
+    ({"seed": 1.5}, "seed must be an integer of at least 0, not 1.5"),
+    ({"truncate": "waterfall"}, "truncate cannot be chosen"),
+])  # fmt: skip
+def test_the_preprocessor_refuses_impossible_settings(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        small_masked_lm(arguments)
+
+
+def test_unknown_arguments_are_refused_instead_of_dropped(tmp_path):
+    masked_lm = small_masked_lm()
+    masked_lm.save_to_preset(tmp_path / "preset")
+    with pytest.raises(ValueError, match="unknown argument 'load_weight'"):
+        MegatronBertMaskedLM.from_preset(str(tmp_path / "preset"), load_weight=False)
+
+
+def test_int8_answers_survive_saving(tmp_path):
+    masked_lm = small_masked_lm()
+    randomize(masked_lm)
+    exact = masked_lm.fill_mask("it was the [MASK]", top_k=3)
+    masked_lm.quantize("int8")
+    rounded = masked_lm.fill_mask("it was the [MASK]", top_k=3)
+    assert rounded != exact
+    masked_lm.save_to_preset(tmp_path / "preset")
+    loaded = MegatronBertMaskedLM.from_preset(str(tmp_path / "preset"))
+    again = loaded.fill_mask("it was the [MASK]", top_k=3)
+    assert [a["token"] for a in again[0]] == [a["token"] for a in rounded[0]]
+    assert again[0][0]["score"] == pytest.approx(rounded[0][0]["score"], rel=1e-4)
 
 
 def test_no_text_gives_no_answer():
@@ -241,6 +304,13 @@ def test_ids_without_an_embedding_are_refused(name, value, message, inputs):
         masked_lm.predict(bad, verbose=0)
     with pytest.raises(ValueError, match=message):
         masked_lm(bad)
+    labels = np.zeros(inputs["mask_positions"].shape, "int32")
+    for validation in ({"validation_data": (bad, labels)}, {}):
+        x = inputs if validation else bad
+        with pytest.raises(ValueError, match=message):
+            masked_lm.fit(x, labels, verbose=0, **validation)
+    with pytest.raises(ValueError, match=message):
+        masked_lm.train_on_batch(bad, labels)
 
 
 def test_long_and_empty_texts_are_truncated_and_padded():
