@@ -59,7 +59,7 @@ def load_weights(model: keras.Model, folder: str | os.PathLike) -> list[str]:
 
 
 def check_folder(folder: str | os.PathLike, arguments: Mapping) -> None:
-    """Check that a folder has a backbone's weights, before one of these arguments takes memory.
+    """Check that a folder has a backbone's weights, before one of such a size takes memory.
 
     Args:
         folder: As of `load_weights`.

@@ -89,9 +89,7 @@ def promises_head(config: Mapping) -> bool:
     if names is None:
         return False
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError(
-            f"config.json's architectures must be a list of names, not {_short(names)}"
-        )
+        raise ValueError(f"config.json's architectures are no list of names: {_short(names)}")
     return not set(names).isdisjoint(_HEAD_ARCHITECTURES)
 
 

@@ -120,7 +120,7 @@ def choose_settings(
     if not 0 < epsilon < 1:
         raise ValueError(f"LayerNorm's epsilon must be between 0 and 1, not {epsilon:g}")
     activation, activation_rule = _activation(arguments, mlp_activation)
-    # Only the feed-forward blocks have a fused GELU; the head has OpenAI's where that was asked for.
+    # The fused GELU is the feed-forward blocks' alone; OpenAI's is the head's too.
     openai_gelu = arguments.get("openai_gelu") is True
     head_activation = "gelu_approximate" if openai_gelu else "gelu"
     chosen = {

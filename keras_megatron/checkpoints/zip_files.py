@@ -10,6 +10,7 @@ from keras_megatron.checkpoints.mapped_files import MappedFile
 MAGIC = b"PK\x03\x04"
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _ENCRYPTED = 0x1
+_DAMAGED = (zipfile.BadZipFile, NotImplementedError, LookupError, struct.error, ValueError)
 
 
 def is_zip(file: MappedFile) -> bool:
@@ -26,13 +27,7 @@ def open_zip(file: MappedFile) -> zipfile.ZipFile:
     """
     try:
         archive = zipfile.ZipFile(file)
-    except (
-        zipfile.BadZipFile,
-        NotImplementedError,
-        LookupError,
-        struct.error,
-        ValueError,
-    ) as error:
+    except _DAMAGED as error:
         raise ValueError(f"the zip is truncated or damaged ({error})") from error
     seen = set()
     for member in archive.infolist():

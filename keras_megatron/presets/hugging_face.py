@@ -71,9 +71,9 @@ def tokenizer_arguments(preset: str) -> dict[str, Any]:
 
 
 def _read_if_there(preset: str, name: str) -> dict:
-    return (
-        read_json(pathlib.Path(get_file(preset, name))) if check_file_exists(preset, name) else {}
-    )
+    if not check_file_exists(preset, name):
+        return {}
+    return read_json(pathlib.Path(get_file(preset, name)))
 
 
 def _normalizer(preset: str, content: dict) -> dict:
@@ -92,8 +92,8 @@ def _lowercase(preset: str, settings: dict) -> bool | None:
     lowercase, strip = settings.get("do_lower_case"), settings.get("strip_accents")
     if strip is not None and strip != lowercase:
         raise ValueError(
-            f"{preset} strips accents ({strip}) but not as it lower-cases ({lowercase}), which "
-            "MegatronBertTokenizer does not do: pass your own tokenizer"
+            f"{preset} strips accents otherwise than it lower-cases (strip_accents={strip}, "
+            f"do_lower_case={lowercase}), as MegatronBertTokenizer cannot: pass your own tokenizer"
         )
     if settings.get("tokenize_chinese_chars") is False:
         raise ValueError(

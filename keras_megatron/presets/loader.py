@@ -63,7 +63,7 @@ class MegatronBertPresetLoader(PresetLoader):
         if load_weights and self.named:
             return self._converted().load_backbone(cls, load_weights, **kwargs)
         if load_weights:
-            self._check(kwargs)
+            self._check()
         backbone = cls(**{**backbone_config(self.config), **kwargs})
         if load_weights:
             self._fill(backbone)
@@ -85,8 +85,8 @@ class MegatronBertPresetLoader(PresetLoader):
             )
             kwargs["preprocessor"] = None
         with_head = load_weights and load_task_weights and head is not None
-        if with_head and "backbone" not in kwargs:
-            self._check(kwargs)
+        if with_head:
+            self._check()
         task = super().load_task(cls, load_weights and not with_head, load_task_weights, **kwargs)
         if with_head:
             self._fill(task)
@@ -107,16 +107,15 @@ class MegatronBertPresetLoader(PresetLoader):
         folder = str(converted_weights(self.named))
         return KerasPresetLoader(folder, load_json(folder))
 
-    def _check(self, kwargs: Mapping) -> None:
-        """Check the weights before a model is built, which takes memory for what config.json says."""
-        arguments = {**backbone_config(self.config), **kwargs}
-        check_folder(local_folder(self.preset), arguments)
+    def _check(self) -> None:
+        """Check the weights before a model takes memory for what config.json claims."""
+        check_folder(local_folder(self.preset), backbone_config(self.config))
 
     def _fill(self, model) -> None:
         unused = load_weights(model, local_folder(self.preset))
         strange = [name for name in unused if not name.startswith(_OTHER_HEADS)]
         if strange:
-            names = ", ".join(name[:_LONGEST_NAME] for name in strange[:_MOST_NAMES])
+            names = ", ".join(repr(name[:_LONGEST_NAME]) for name in strange[:_MOST_NAMES])
             warnings.warn(
                 f"{self.preset} has {len(strange)} weights that the model has no place for: {names}"
                 f"{', ...' if len(strange) > _MOST_NAMES else ''}",

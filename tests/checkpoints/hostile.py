@@ -115,6 +115,7 @@ def refused_pickles():
         "other codec": finish(call(name("_codecs", "encode"), text("os"), text("zlib"))),
         "tensor of no storage": finish(call(rebuild, b"N", b"K\x00", b")", b")", b"\x89", b"N")),
         "device of doubled lists": finish(call(rebuild, call(name("torch", "device"), doubled))),
+        **_doubled_tuples(rebuild),
         "recursive rebuild": finish(
             call(
                 name("torch._tensor", "_rebuild_from_type_v2"),
@@ -127,6 +128,22 @@ def refused_pickles():
         "unknown memo": finish(b"h\x07"),
         "unknown operation": finish(b"\xff"),
         "too many values": finish(b"NN"),
+    }
+
+
+def _doubled_tuples(rebuild):
+    """A tuple that holds itself twice over, 60 times, where an error could spell it out."""
+    pairs = (b"0" + 2 * bytes([ord("h"), i]) + b"\x86\x94" for i in range(60))
+    doubled = b")\x94" + b"".join(pairs)
+    storage = name("torch", "FloatStorage")
+    identifier = b"(" + text("storage") + storage + text("0") + text("cpu") + doubled + b"tQ"
+    return {
+        "name of doubled tuples": finish(text("os") + doubled + b"\x93"),
+        "module of doubled tuples": finish(doubled + text("mkdir") + b"\x93"),
+        "dtype of doubled tuples": finish(call(name("numpy", "dtype"), doubled)),
+        "codec of doubled tuples": finish(call(name("_codecs", "encode"), text("os"), doubled)),
+        "storage size of doubled tuples": finish(identifier),
+        "shape of doubled tuples": finish(call(rebuild, b"N", b"K\x00", doubled, b")")),
     }
 
 

@@ -94,6 +94,21 @@ def test_the_fused_gelu_is_found_in_the_arguments(tmp_path, vocabulary, fused):
     assert difference > 2 * TOLERANCE
 
 
+def test_the_gelu_of_openai_is_the_head_s_too(tmp_path, vocabulary):
+    model = make_reference(hidden_act="gelu_new")
+    source = tmp_path / "model_optim_rng.pt"
+    arguments = {"openai_gelu": True, "bias_gelu_fusion": False}
+    release_format.write_checkpoint(source, model, 3.0, arguments=arguments)
+    difference = converted_difference(source, tmp_path / "preset", model, vocabulary=vocabulary)
+    assert difference < TOLERANCE
+    model.cls.predictions.transform.transform_act_fn = torch.nn.GELU()
+    masked_lm = MegatronBertMaskedLM.from_preset(str(tmp_path / "preset"))
+    assert masked_lm.head_activation == "gelu_approximate"
+    inputs = make_inputs(model.config)
+    other = reference_outputs(model, inputs)["prediction_logits"]
+    assert np.abs(masked_lm_logits(masked_lm, inputs) - other).max() > 2 * TOLERANCE
+
+
 def test_epsilon_can_be_set(tmp_path, vocabulary):
     model = make_reference(layer_norm_eps=1e-2)
     source = tmp_path / "release.zip"
@@ -181,6 +196,12 @@ def test_an_output_that_exists_is_kept(tmp_path, source, vocabulary):
     with one_line_error(source, "exists"):
         convert_checkpoint(source, source, vocabulary=vocabulary, progress=False)
     assert tree(tmp_path) == ["preset", "preset/mine.txt", "release.zip"]
+
+
+def test_an_output_whose_name_is_too_long(tmp_path, source, vocabulary):
+    with one_line_error("cannot write", "name too long"):
+        convert_checkpoint(source, tmp_path / ("x" * 300), vocabulary, progress=False)
+    assert tree(tmp_path) == ["release.zip"]
 
 
 def test_parents_are_made_and_an_empty_output_is_used(tmp_path, source, vocabulary):

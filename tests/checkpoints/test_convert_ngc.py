@@ -13,7 +13,7 @@ from checkpoint_helpers import tree
 TOOL = pathlib.Path(__file__).parents[2] / "tools" / "convert_ngc.py"
 
 
-def run(*arguments, limit=None):
+def run(*arguments, limit=None, **environment):
     """Runs the tool in a process of its own; `limit` is the longest file that it may make."""
     code = (
         "import resource, runpy, sys\n"
@@ -27,7 +27,7 @@ def run(*arguments, limit=None):
         [sys.executable, "-c", code, str(TOOL), *map(str, arguments), str(limit or 0)],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": path},
+        env={**os.environ, "PYTHONPATH": path, **environment},
         check=False,
     )
 
@@ -72,6 +72,11 @@ def test_bad_input(tmp_path):
 )
 def test_usage(arguments):
     expect_failure(run(*arguments), "--help")
+
+
+@pytest.mark.backend_independent
+def test_a_backend_that_is_none(tmp_path):
+    expect_failure(run("in.zip", tmp_path / "out", KERAS_BACKEND="foo"), "foo")
 
 
 def test_a_disk_that_takes_no_more(tmp_path, source, vocabulary):

@@ -27,11 +27,11 @@ from keras_megatron import (
 from keras_megatron.checkpoints import (
     backbone_config,
     export_to_transformers,
-    huggingface,
     load_weights,
     masked_lm_config,
 )
 from keras_megatron.checkpoints.huggingface import open_weights
+from keras_megatron.checkpoints.huggingface_config import ACTIVATIONS, promises_head
 from keras_megatron.layers.common import get_activation
 
 TOLERANCE = 2e-5
@@ -116,10 +116,10 @@ def test_a_pair_of_swapped_kernels_shows(tmp_path):
     assert difference > 1000 * TOLERANCE
 
 
-@pytest.mark.parametrize("activation", huggingface.ACTIVATIONS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activations(activation):
     theirs = transformers.activations.ACT2FN[activation]
-    ours = get_activation(huggingface.ACTIVATIONS[activation])
+    ours = get_activation(ACTIVATIONS[activation])
     x = np.linspace(-9, 9, 301, dtype="f4")
     expected = theirs(torch.tensor(x)).numpy()
     np.testing.assert_allclose(keras.ops.convert_to_numpy(ours(x)), expected, atol=2e-6)
@@ -306,6 +306,7 @@ def folder(tmp_path):
         ({"bert.encoder.layer.3.ln.bias": torch.zeros(32)}, ["layer.3.ln.bias", "no place"]),
         ({"bert.encoder.ln.bias": torch.zeros(31)}, ["(31,)", "(32,)"]),
         ({"bert.encoder.ln.bias": torch.zeros(32).int()}, ["int32"]),
+        ({"cls.predictions.other": torch.zeros(3)}, ["cls.predictions.other", "no place"]),
         ({"cls.predictions.decoder.weight": torch.zeros(128, 32)}, ["decoder.weight", "untied"]),
         ({"cls.predictions.decoder.bias": torch.zeros(128)}, ["decoder.bias", "untied"]),
     ],
@@ -332,6 +333,16 @@ def test_the_whole_head_is_needed_where_it_is_promised(folder):
     ("changes", "parts"),
     [
         ({"hidden_act": "gelu_10"}, ["gelu_10", "gelu_new"]),
+        ({"hidden_act": ["gelu"]}, ["hidden_act=['gelu']"]),
+        ({"vocab_size": "128"}, ["vocab_size='128'", "integer"]),
+        ({"num_hidden_layers": True}, ["num_hidden_layers=True"]),
+        ({"hidden_size": 0}, ["hidden_size=0"]),
+        ({"hidden_size": 1000}, ["hidden_size=1000", "num_attention_heads"]),
+        ({"num_attention_heads": [1] * 999}, ["num_attention_heads=[1"]),
+        ({"hidden_dropout_prob": 1.5}, ["hidden_dropout_prob=1.5", "from 0 to 1"]),
+        ({"initializer_range": float("nan")}, ["initializer_range=nan"]),
+        ({"layer_norm_eps": 0}, ["layer_norm_eps=0"]),
+        ({"layer_norm_eps": "1e-5"}, ["layer_norm_eps='1e-5'"]),
         ({"is_decoder": True}, ["is_decoder=True"]),
         ({"add_cross_attention": True}, ["add_cross_attention"]),
         ({"position_embedding_type": "relative_key"}, ["relative_key"]),
@@ -340,6 +351,13 @@ def test_the_whole_head_is_needed_where_it_is_promised(folder):
 def test_configurations_of_other_models(changes, parts):
     with one_line_error(*parts):
         backbone_config(changes)
+
+
+@pytest.mark.backend_independent
+@pytest.mark.parametrize("names", ["MegatronBertForMaskedLM", [["a"]], {}])
+def test_architectures_of_another_type(names):
+    with one_line_error("architectures"):
+        promises_head({"architectures": names})
 
 
 @pytest.mark.backend_independent

@@ -43,10 +43,12 @@ def test_the_same_code_runs_in_the_unpickler_of_python(case, tmp_path):
 
 
 @pytest.mark.parametrize("case", hostile.refused_pickles())
-def test_tricks_are_refused(case):
+def test_tricks_are_refused_at_once(case):
+    start = time.monotonic()
     for wrap in WRAPPINGS:
         with one_line_error():
             load(wrap(hostile.refused_pickles()[case]))
+    assert time.monotonic() - start < 5
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Zips, folders and files: which checkpoint is found, and what is refused."""
 
 import io
+import os
 import random
 import shutil
 import struct
@@ -174,7 +175,7 @@ def test_a_zip_bomb_is_refused(tmp_path):
         open_checkpoint(source, scratch)
 
 
-@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA])
 def test_truncated_and_damaged_zips(tmp_path, method):
     source, scratch = tmp_path / "release.zip", tmp_path / "scratch"
     scratch.mkdir()
@@ -203,6 +204,19 @@ def test_what_cannot_be_read(tmp_path, empty):
         open_checkpoint(tmp_path / "nothing.zip", empty)
     with one_line_error(empty, "mp_rank_00"):
         open_checkpoint(empty, empty)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+def test_a_pipe_is_refused(tmp_path, empty):
+    os.mkfifo(tmp_path / "pipe")
+    with one_line_error("no regular file"):
+        open_checkpoint(tmp_path / "pipe", empty)
+
+
+def test_a_zip_of_its_first_bytes_is_refused(tmp_path, empty):
+    (tmp_path / "zip").write_bytes(b"PK\x03\x04")
+    with one_line_error("the zip is truncated or damaged"):
+        open_checkpoint(tmp_path / "zip", empty)
 
 
 def test_a_full_disk_is_told_before_unpacking(tmp_path, empty, monkeypatch):

@@ -83,6 +83,19 @@ def test_newer_format_converts_again(tiny, server, cache, monkeypatch):
 # === Errors ===
 
 
+def test_incomplete_cache(tiny, cache):
+    (cache / "format_1").mkdir(parents=True)
+    (cache / "format_1" / "config.json").touch()
+    with pytest.raises(ValueError, match=r"lacks model\.weights\.h5, .*to convert again") as info:
+        converted_weights(tiny)
+    assert str(cache / "format_1") in str(info.value)
+
+
+def test_cache_whose_name_is_too_long(tiny, monkeypatch):
+    monkeypatch.setenv("KERAS_HOME", "/" + "x" * 300)
+    assert "name too long" in error_of(tiny)
+
+
 def error_of(preset):
     with pytest.raises(ValueError, match=preset.name) as info:
         converted_weights(preset)

@@ -57,6 +57,57 @@ def write_tokenizer_file(folder, **model):
     (folder / "tokenizer.json").write_text(json.dumps({"model": model}))
 
 
+# === What is refused ===
+
+
+def write_settings(folder, form, strip_accents=None, chinese=True, lowercase=True):
+    """As tokenizer_config.json, or in tokenizer.json's normalizer."""
+    if form == "tokenizer_config.json":
+        settings = {"do_lower_case": lowercase, "tokenize_chinese_chars": chinese}
+        content = {**settings, "strip_accents": strip_accents}
+    else:
+        settings = {"lowercase": lowercase, "handle_chinese_chars": chinese}
+        content = {"normalizer": {**settings, "strip_accents": strip_accents}}
+    (folder / form).write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("form", ["tokenizer_config.json", "tokenizer.json"])
+def test_settings_that_our_tokenizer_does_not_have(tmp_path, form):
+    write_vocabulary(tmp_path)
+    for lowercase in (True, False):
+        write_settings(tmp_path, form, strip_accents=lowercase, lowercase=lowercase)
+        assert read(tmp_path)["lowercase"] is lowercase
+        write_settings(tmp_path, form, strip_accents=not lowercase, lowercase=lowercase)
+        with pytest.raises(ValueError, match=r"strips accents .* pass your own tokenizer"):
+            read(tmp_path)
+    write_settings(tmp_path, form, chinese=False)
+    with pytest.raises(ValueError, match=r"Chinese .* pass your own tokenizer"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("tokenizer_config.json", [], "does not hold a JSON object"),
+        ("tokenizer_config.json", {"do_lower_case": "yes"}, "do_lower_case .* true, false or null"),
+        ("tokenizer.json", [], "does not hold a JSON object"),
+        ("tokenizer.json", {"normalizer": [1]}, "the normalizer"),
+    ],
+)
+def test_wrong_types(tmp_path, name, content, message):
+    write_vocabulary(tmp_path)
+    (tmp_path / name).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("model", [{}, {"vocab": []}, {"vocab": {"a": "0", "b": 1}}])
+def test_no_table_of_pieces(tmp_path, model):
+    write_tokenizer_file(tmp_path, type="WordPiece", **model)
+    with pytest.raises(ValueError, match="no table of pieces"):
+        read(tmp_path)
+
+
 def test_no_vocabulary(tmp_path):
     with pytest.raises(ValueError, match=r"has neither vocab\.txt nor tokenizer\.json"):
         read(tmp_path)

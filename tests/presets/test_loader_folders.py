@@ -7,6 +7,7 @@ import keras
 import keras_hub
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from compare import TOLERANCE, assert_same_table, logits_error
 from keras_hub.src.utils import preset_utils
@@ -87,6 +88,39 @@ def test_head_is_left_out_if_its_size_is_given(hf_folder, load_task_weights):
     expected = hf_model().cls.predictions.transform.dense.weight.detach().numpy().T
     assert np.allclose(head, expected) is load_task_weights
     assert_same_table(task.backbone)
+
+
+def copy_folder(source, target, weights=None, **config):
+    """Copies a folder with more weights, or with another configuration."""
+    shutil.copytree(source, target, dirs_exist_ok=True)
+    content = json.loads((source / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps({**content, **config}))
+    path = target / "model.safetensors"
+    safetensors.torch.save_file({**safetensors.torch.load_file(path), **(weights or {})}, path)
+    return str(target)
+
+
+def test_weights_without_a_place_are_named(hf_folder, tmp_path):
+    more = {f"adapter.{i}": torch.zeros(1) for i in range(7)}
+    folder = copy_folder(hf_folder, tmp_path, {**more, "classifier.bias": torch.zeros(2)})
+    with pytest.warns(UserWarning, match=r"7 weights .*'adapter.0', .*'adapter.4', \.\.\.$"):
+        MegatronBertMaskedLM.from_preset(folder, preprocessor=None)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"num_hidden_layers": 10**6}, "lacks 'bert.encoder.layer.2."),
+        ({"vocab_size": 10**12}, "needs .1000000000000, "),
+        ({"hidden_size": 10**12, "num_attention_heads": 1}, "needs .*, 1000000000000"),
+    ],
+)
+def test_absurd_sizes_take_no_memory(hf_folder, tmp_path, config, message):
+    folder = copy_folder(hf_folder, tmp_path, **config)
+    with pytest.raises(ValueError, match=message):
+        MegatronBertMaskedLM.from_preset(folder, preprocessor=None)
+    with pytest.raises(ValueError, match=message):
+        MegatronBertBackbone.from_preset(folder)
 
 
 def test_saved_again_as_a_keras_preset(hf_folder, tmp_path):

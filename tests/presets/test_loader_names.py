@@ -29,6 +29,14 @@ def test_name_with_weights(tiny, server):
     assert task.preprocessor.tokenizer.tokenize(TEXT).tolist() == IDS
 
 
+def test_folder_called_like_a_name(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / NAME).mkdir()
+    with pytest.warns(UserWarning, match=f"use './{NAME}' for the folder") as caught:
+        MegatronBertTokenizer.from_preset(NAME)
+    assert caught[0].filename == __file__
+
+
 def test_name_without_weights(tiny, server):
     task = MegatronBertMaskedLM.from_preset(NAME, load_weights=False)
     assert server.requests == []
