@@ -5,7 +5,7 @@
 CORPUS_DIR holds `*.txt` or `*.txt.xz`: one paragraph a line, a blank line between documents. Two
 per cent of the documents are held out. OUTPUT_DIR becomes a preset directory in float16, with a
 `training.json` of what was measured; the preset's README.md is its model card. The defaults made
-the released preset, in about an hour on two CPU cores.
+the released preset, in an hour and a half on two busy CPU cores.
 """
 
 import argparse
