@@ -34,7 +34,7 @@ def test_a_short_run_makes_a_preset(tmp_path):
     )
     facts = json.loads((tmp_path / "preset" / "training.json").read_text())
     assert facts["steps"] == 4
-    assert facts["masks"] > 50
+    assert facts["masks"] > 20
     assert 5 < facts["unigram_loss"] < 11
     assert facts["loss"] == pytest.approx(np.log(30522), abs=1)  # it has learned next to nothing
     masked_lm = MegatronBertMaskedLM.from_preset(str(tmp_path / "preset"))
