@@ -123,6 +123,37 @@ def mask_tokens(
     return MaskedTokens(masked, positions, labels, weights)
 
 
+def mask_encoded(
+    token_ids: np.ndarray,
+    tokenizer,
+    scheme: MaskingScheme,
+    rng: np.random.Generator,
+    length: int | None = None,
+) -> MaskedTokens:
+    """Hide tokens of a batch that `tokenizer` encoded; its special tokens are never hidden.
+
+    Args:
+        token_ids: int (batch, sequence).
+        tokenizer: `MegatronBertTokenizer`.
+        scheme: how to select and replace.
+        rng: the source of all randomness.
+        length: M; `scheme.length(sequence)` if None.
+
+    Returns:
+        MaskedTokens.
+    """
+    return mask_tokens(
+        token_ids,
+        ~np.isin(token_ids, tokenizer.special_token_ids),
+        scheme,
+        rng,
+        mask_token_id=tokenizer.mask_token_id,
+        vocabulary_size=tokenizer.vocabulary_size(),
+        continuation=tokenizer.continuation_mask,
+        length=length,
+    )
+
+
 def _continues_word(ids: np.ndarray, maskable: np.ndarray, continuation: np.ndarray) -> np.ndarray:
     """Say which tokens of a row continue the word of the token before them."""
     after_maskable = np.concatenate([[False], maskable[:-1]])

@@ -5,7 +5,7 @@ import re
 import grain
 import numpy as np
 
-from keras_megatron.pretraining.masking import MaskingScheme, mask_tokens
+from keras_megatron.pretraining.masking import MaskingScheme, mask_encoded
 
 _SENTENCE_END = re.compile(r"(?<=[.!?;])\s+")
 
@@ -76,24 +76,16 @@ class MaskSamples(grain.transforms.RandomMap):
     """
 
     def __init__(self, tokenizer, scheme: MaskingScheme):
+        self._tokenizer = tokenizer
         self._scheme = scheme
-        self._special = np.array(tokenizer.special_token_ids)
-        self._pad_id = tokenizer.pad_token_id
-        self._arguments = {
-            "mask_token_id": tokenizer.mask_token_id,
-            "vocabulary_size": tokenizer.vocabulary_size(),
-            "continuation": tokenizer.continuation_mask,
-        }
 
     def random_map(self, element: np.ndarray, rng: np.random.Generator):
         """Mask one batch."""
-        masked = mask_tokens(
-            element, ~np.isin(element, self._special), self._scheme, rng, **self._arguments
-        )
+        masked = mask_encoded(element, self._tokenizer, self._scheme, rng)
         x = {
             "token_ids": masked.token_ids,
             "segment_ids": np.zeros_like(element),
-            "padding_mask": (element != self._pad_id).astype("int32"),
+            "padding_mask": (element != self._tokenizer.pad_token_id).astype("int32"),
             "mask_positions": masked.mask_positions,
         }
         return x, masked.mask_ids, masked.mask_weights

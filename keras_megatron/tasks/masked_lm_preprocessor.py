@@ -5,7 +5,7 @@ import keras_hub
 import numpy as np
 
 from keras_megatron.backbone import MegatronBertBackbone
-from keras_megatron.pretraining.masking import MaskingScheme, mask_tokens
+from keras_megatron.pretraining.masking import MaskingScheme, mask_encoded
 from keras_megatron.tasks.masked_texts import masked_dataset
 from keras_megatron.tokenizer import MegatronBertTokenizer
 
@@ -148,16 +148,7 @@ class MegatronBertMaskedLMPreprocessor(keras_hub.models.MaskedLMPreprocessor):
         if rng is None:
             with self._rng_lock:  # tf.data and Grain call from many threads
                 rng = self._rng.spawn(1)[0]
-        return mask_tokens(
-            token_ids,
-            ~np.isin(token_ids, self.tokenizer.special_token_ids),
-            self.scheme,
-            rng,
-            mask_token_id=self.tokenizer.mask_token_id,
-            vocabulary_size=self.tokenizer.vocabulary_size(),
-            continuation=self.tokenizer.continuation_mask,
-            length=self.mask_selection_length,
-        )
+        return mask_encoded(token_ids, self.tokenizer, self.scheme, rng, self.mask_selection_length)
 
     def _preprocess_in_graph(self, first, second):
         """Tokenize in the graph of tf.data, and hide tokens there by the same numpy code."""
