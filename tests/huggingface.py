@@ -17,11 +17,17 @@ SMALL = {
 
 
 def random_masked_lm(seed: int = 0, **config) -> transformers.MegatronBertForMaskedLM:
-    """Return a model whose every parameter is random: biases and LayerNorms too."""
+    """Return a masked language model whose every parameter is random."""
+    return random_model("MegatronBertForMaskedLM", seed, **config)
+
+
+def random_model(name: str, seed: int = 0, **config) -> transformers.PreTrainedModel:
+    """Return a model of transformers by its class's name, every parameter of it random.
+
+    Biases and LayerNorms too. `config` changes the configuration `SMALL`.
+    """
     generator = torch.Generator().manual_seed(seed)
-    model = transformers.MegatronBertForMaskedLM(
-        transformers.MegatronBertConfig(**{**SMALL, **config})
-    )
+    model = getattr(transformers, name)(transformers.MegatronBertConfig(**{**SMALL, **config}))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
@@ -48,14 +54,20 @@ def random_inputs(
     }
 
 
+def torch_inputs(inputs: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    """Return inputs by transformers' names; those it has no name for are left out."""
+    names = {
+        "token_ids": "input_ids",
+        "segment_ids": "token_type_ids",
+        "padding_mask": "attention_mask",
+    }
+    return {names[k]: torch.from_numpy(v).long() for k, v in inputs.items() if k in names}
+
+
 def reference_logits(model, inputs: dict[str, np.ndarray]) -> np.ndarray:
     """Return the model's logits at the masked positions, float32 (batch, masks, vocabulary)."""
     with torch.no_grad():
-        logits = model(
-            input_ids=torch.from_numpy(inputs["token_ids"]).long(),
-            token_type_ids=torch.from_numpy(inputs["segment_ids"]).long(),
-            attention_mask=torch.from_numpy(inputs["padding_mask"]).long(),
-        ).logits
+        logits = model(**torch_inputs(inputs)).logits
     logits = logits.float().numpy()
     return np.take_along_axis(logits, inputs["mask_positions"][..., None], axis=1)
 

@@ -110,7 +110,7 @@ def evaluate(masked_lm, samples: np.ndarray, tokenizer) -> dict[str, float]:
     batches = masked_batches(samples, tokenizer, EVALUATION, batch_size=64, seed=2, shuffle=False)
     losses, hits, weights = [], [], []
     for x, y, weight in batches:
-        logits = masked_lm.predict_logits(x).astype("float32")
+        logits = masked_lm.logits(x)
         shifted = logits - logits.max(-1, keepdims=True)
         log_sum = np.log(np.exp(shifted).sum(-1))
         losses.append(log_sum - np.take_along_axis(shifted, y[..., None], -1)[..., 0])

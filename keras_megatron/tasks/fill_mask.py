@@ -21,9 +21,9 @@ def fill_mask(masked_lm, texts: list[str], top_k: int, batch_size: int) -> list:
     for start in range(0, len(texts), batch_size):
         batch = texts[start : start + batch_size]
         inputs, counts = _prepare(masked_lm, batch, first_index=start)
-        logits = masked_lm.predict_logits(inputs)[: len(batch)]
+        logits = masked_lm.logits(inputs, batch_size)
         # Rows beyond the tokenizer's vocabulary are padding of the table: never a prediction.
-        logits = logits[..., : tokenizer.vocabulary_size()].astype("float32")
+        logits = logits[..., : tokenizer.vocabulary_size()]
         answers += [
             _answers(text, logits[row, : counts[row]], tokenizer, top_k)
             for row, text in enumerate(batch)
@@ -32,10 +32,10 @@ def fill_mask(masked_lm, texts: list[str], top_k: int, batch_size: int) -> list:
 
 
 def _prepare(masked_lm, texts: list[str], first_index: int) -> tuple[dict, np.ndarray]:
-    """Encode texts; shapes are rounded up, so that a compiled backend sees few of them.
+    """Encode texts; lengths are rounded up, so that a compiled backend sees few shapes.
 
     Returns:
-        The model's inputs, padded with rows to a power of two, and the masks each text has.
+        The model's inputs, and the masks each text has.
     """
     tokenizer = masked_lm.preprocessor.tokenizer
     limit = masked_lm.backbone.max_sequence_length
@@ -59,9 +59,7 @@ def _prepare(masked_lm, texts: list[str], first_index: int) -> tuple[dict, np.nd
     for row in range(len(texts)):
         positions[row, : counts[row]] = np.flatnonzero(is_mask[row])
     inputs["mask_positions"] = positions
-    rows = _power_of_two(len(texts))
-    repeat = np.minimum(np.arange(rows), len(texts) - 1)
-    return {name: array[repeat] for name, array in inputs.items()}, counts
+    return inputs, counts
 
 
 def _answers(text: str, logits: np.ndarray, tokenizer, top_k: int) -> list:

@@ -1,13 +1,11 @@
 import keras
 import keras_hub
-import numpy as np
 
 from keras_megatron.backbone import MegatronBertBackbone
 from keras_megatron.layers.common import refuse_unknown
 from keras_megatron.layers.masked_lm_head import MaskedLMHead
 from keras_megatron.tasks.fill_mask import fill_mask
 from keras_megatron.tasks.masked_lm_preprocessor import MegatronBertMaskedLMPreprocessor
-from keras_megatron.tasks.masked_texts import is_texts, split_texts
 from keras_megatron.tasks.task import MegatronBertTask, check_tokenizer_fits
 
 
@@ -41,6 +39,7 @@ class MegatronBertMaskedLM(MegatronBertTask, keras_hub.models.MaskedLM):
 
     backbone_cls = MegatronBertBackbone
     preprocessor_cls = MegatronBertMaskedLMPreprocessor
+    labelled = False
 
     def __init__(
         self,
@@ -89,74 +88,6 @@ class MegatronBertMaskedLM(MegatronBertTask, keras_hub.models.MaskedLM):
             )
         super().compile(optimizer=optimizer, loss=loss, weighted_metrics=weighted_metrics, **kwargs)
 
-    def fit(
-        self,
-        x=None,
-        y=None,
-        batch_size=None,
-        sample_weight=None,
-        validation_data=None,
-        validation_split=None,
-        **kwargs,
-    ):
-        """Train; see `keras.Model.fit`. Texts are shuffled and masked anew in each epoch."""
-        if validation_split and validation_data is None and self._prepares(x):
-            x, validation_data = split_texts(x, validation_split)
-            validation_split = None
-        if self._prepares(validation_data):
-            validation_data = self.preprocessor.dataset(validation_data, batch_size or 32)
-        if self._prepares(x, y, sample_weight):
-            x = self.preprocessor.dataset(x, batch_size or 32, kwargs.pop("shuffle", True))
-            batch_size, kwargs["shuffle"] = None, False  # both are done
-        return super().fit(
-            x,
-            y,
-            batch_size=batch_size,
-            sample_weight=sample_weight,
-            validation_data=validation_data,
-            validation_split=validation_split,
-            **kwargs,
-        )
-
-    def evaluate(self, x=None, y=None, batch_size=None, sample_weight=None, **kwargs):
-        """Measure loss and accuracy of masked tokens; see `keras.Model.evaluate`."""
-        if self._prepares(x, y, sample_weight):
-            x, batch_size = self.preprocessor.dataset(x, batch_size or 32), None
-        return super().evaluate(x, y, batch_size=batch_size, sample_weight=sample_weight, **kwargs)
-
-    def predict(self, x=None, batch_size=None, **kwargs):
-        """Return logits at tokens masked at random; see `keras.Model.predict` and `fill_mask`.
-
-        The last axis has all rows of the table, padding rows included, as Hugging Face's has.
-        """
-        if self._prepares(x):
-            x, batch_size = self.preprocessor.dataset(x, batch_size or 32), None
-        return super().predict(x, batch_size=batch_size, **kwargs)
-
-    def _prepares(self, x, y=None, sample_weight=None) -> bool:
-        """Say whether `x` is texts that the preprocessor makes batches of.
-
-        Raises:
-            ValueError: it is a single text, has labels, or would be too long for the model.
-        """
-        if not isinstance(self.preprocessor, MegatronBertMaskedLMPreprocessor):
-            return False
-        if isinstance(x, str) or (isinstance(x, tuple) and any(isinstance(t, str) for t in x)):
-            raise ValueError(
-                "give a list of texts (or a tuple of two lists, for pairs), not a text"
-            )
-        if not is_texts(x):
-            return False
-        if y is not None or sample_weight is not None:
-            raise ValueError("a masked language model makes its labels from the texts: give no y")
-        length, limit = self.preprocessor.sequence_length, self.backbone.max_sequence_length
-        if length > limit:
-            raise ValueError(
-                f"the preprocessor makes {length} tokens but the model has {limit} positions: set "
-                f"preprocessor.sequence_length = {limit}"
-            )
-        return True
-
     def fill_mask(self, texts: str | list[str], top_k: int = 5, batch_size: int = 32) -> list:
         """Predict the tokens that belong where the texts say `[MASK]`.
 
@@ -178,10 +109,6 @@ class MegatronBertMaskedLM(MegatronBertTask, keras_hub.models.MaskedLM):
         if isinstance(texts, str):
             return fill_mask(self, [texts], top_k, batch_size)[0]
         return fill_mask(self, texts, top_k, batch_size)
-
-    def predict_logits(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
-        """Return logits (batch, masks, vocabulary) of one batch of ids, without preprocessing."""
-        return np.asarray(keras.Model.predict_on_batch(self, inputs))
 
     def get_config(self):
         """Return the arguments of the constructor."""

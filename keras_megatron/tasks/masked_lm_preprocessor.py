@@ -4,14 +4,15 @@ import keras
 import keras_hub
 import numpy as np
 
-from keras_megatron.backbone import MegatronBertBackbone
 from keras_megatron.pretraining.masking import MaskingScheme, mask_encoded
-from keras_megatron.tasks.masked_texts import masked_dataset
+from keras_megatron.tasks.preprocessor import MegatronBertPreprocessor
 from keras_megatron.tokenizer import MegatronBertTokenizer
 
 
 @keras.saving.register_keras_serializable(package="keras_megatron")
-class MegatronBertMaskedLMPreprocessor(keras_hub.models.MaskedLMPreprocessor):
+class MegatronBertMaskedLMPreprocessor(
+    MegatronBertPreprocessor, keras_hub.models.MaskedLMPreprocessor
+):
     """Turns raw text into masked-language-model samples, masked anew each time.
 
     Called with one text, a list of texts, or a tuple of two of either (a pair of segments), it
@@ -54,9 +55,6 @@ class MegatronBertMaskedLMPreprocessor(keras_hub.models.MaskedLMPreprocessor):
     assert x["token_ids"].shape == (2, 16)
     ```
     """
-
-    backbone_cls = MegatronBertBackbone
-    tokenizer_cls = MegatronBertTokenizer
 
     def __init__(
         self,
@@ -102,42 +100,15 @@ class MegatronBertMaskedLMPreprocessor(keras_hub.models.MaskedLMPreprocessor):
         self._rng = np.random.default_rng(seed)
         self._rng_lock = threading.Lock()
 
-    def build(self, input_shape=None):
-        """Build nothing: the tokenizer brings all that is needed."""
-        self.built = True
-
-    def __call__(self, x, y=None, sample_weight=None, **kwargs):
-        """Preprocess; unlike in KerasHub's base a tuple is a pair of texts, never `(x, y)`."""
-        return super().__call__(x, y=y, sample_weight=sample_weight, **kwargs)
-
-    def call(self, x, y=None, sample_weight=None):
-        """Tokenize, pack and mask. Samples that are masked already pass through."""
-        if isinstance(x, dict):
-            return keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
-        first, second = x if isinstance(x, tuple) and len(x) == 2 else (x, None)
-        if self._use_tf_workflow():
-            return self._preprocess_in_graph(first, second)
-        return self.preprocess(first, second)
-
-    def dataset(self, x, batch_size: int = 32, shuffle: bool = False):
-        """Return one epoch of masked batches; repeat it, and each epoch is masked anew.
-
-        Args:
-            x: texts, or a tuple of two lists of texts.
-            batch_size: samples a batch.
-            shuffle: whether to shuffle, anew each epoch.
-
-        Returns:
-            A `grain.MapDataset` of what a call returns.
+    def preprocess(self, columns: tuple, y=None, sample_weight=None, rng=None) -> tuple:
+        """Return `(x, y, sample_weight)` for a text or texts, masked with `rng` if it is given.
 
         Raises:
-            ValueError: there are no texts, or not as many first as second ones.
+            ValueError: there are labels, which are made here.
         """
-        return masked_dataset(self, x, batch_size, shuffle)
-
-    def preprocess(self, first, second=None, rng: np.random.Generator | None = None) -> tuple:
-        """Return `(x, y, sample_weight)` for a text or texts, masked with `rng` if it is given."""
-        packed = self.tokenizer.encode(first, second, sequence_length=self.sequence_length)
+        if y is not None or sample_weight is not None:
+            raise ValueError("the labels are made from the texts: give no y and no sample_weight")
+        packed = self.tokenizer.encode(*columns, sequence_length=self.sequence_length)
         if packed["token_ids"].ndim == 2:
             return _as_sample(packed, *self._mask(packed["token_ids"], rng))
         packed = {name: array[None] for name, array in packed.items()}
@@ -150,11 +121,11 @@ class MegatronBertMaskedLMPreprocessor(keras_hub.models.MaskedLMPreprocessor):
                 rng = self._rng.spawn(1)[0]
         return mask_encoded(token_ids, self.tokenizer, self.scheme, rng, self.mask_selection_length)
 
-    def _preprocess_in_graph(self, first, second):
+    def preprocess_in_graph(self, columns: tuple, y=None, sample_weight=None) -> tuple:
         """Tokenize in the graph of tf.data, and hide tokens there by the same numpy code."""
         import tensorflow as tf
 
-        packed = self.tokenizer.encode(first, second, sequence_length=self.sequence_length)
+        packed = self.tokenizer.encode(*columns, sequence_length=self.sequence_length)
         token_ids = packed["token_ids"]
         batched = token_ids.shape.rank == 2
         matrix = token_ids if batched else token_ids[None]

@@ -1,44 +1,161 @@
+import keras
+import numpy as np
+
+from keras_megatron.tasks.preprocessor import MegatronBertPreprocessor
+from keras_megatron.tasks.samples import as_columns, check_lengths, is_raw, split
+
+
 class MegatronBertTask:
     """What every task adds to its KerasHub base class, which stands behind it in the bases.
 
-    Ids given as numpy arrays are checked before they reach a backend. `export_to_transformers`
-    comes from `keras_megatron.checkpoints`.
+    Ids given as numpy arrays are checked before they reach a backend. Raw samples (a list, an
+    array, or a tuple of lists) are checked, shuffled in `fit`, and preprocessed batch by batch.
+    `export_to_transformers` comes from `keras_megatron.checkpoints`.
     """
+
+    labelled = True  # whether y is given, instead of made from the texts
 
     def __call__(self, inputs, *args, **kwargs):
         """Run the model on ids."""
         self.backbone.check_inputs(inputs)
         return super().__call__(inputs, *args, **kwargs)
 
-    def fit(self, x=None, *args, **kwargs):
-        """Train; see `keras.Model.fit`. With a preprocessor `x` may be raw text."""
-        # Here too: KerasHub takes an error in `preprocess_samples` for a hint to try tf.data, whose
-        # tensors nobody checks.
-        self.backbone.check_inputs(x)
-        validation_data = kwargs.get("validation_data")
-        if isinstance(validation_data, tuple):
-            self.backbone.check_inputs(validation_data[0])
-        return super().fit(x, *args, **kwargs)
+    def fit(
+        self,
+        x=None,
+        y=None,
+        batch_size=None,
+        sample_weight=None,
+        validation_data=None,
+        validation_split=None,
+        **kwargs,
+    ):
+        """Train; see `keras.Model.fit`.
 
-    def evaluate(self, x=None, *args, **kwargs):
+        With a preprocessor `x` may be raw samples. They are shuffled anew in each epoch (unless
+        `shuffle=False`), and what is drawn at random is drawn anew.
+        """
+        # Ids are checked here too: KerasHub takes an error in `preprocess_samples` for a hint to
+        # try tf.data, whose tensors nobody checks.
+        self.backbone.check_inputs(x)
+        raw = self._is_raw(x, y, sample_weight)
+        if raw and validation_split and validation_data is None:
+            given = (x, y, sample_weight) if self.labelled else x
+            given, validation_data = split(given, validation_split)
+            x, y, sample_weight = given if self.labelled else (given, None, None)
+            validation_split = None
+        validation_data = self._validation_batches(validation_data, batch_size or 32)
+        if raw:
+            shuffle = kwargs.pop("shuffle", True)
+            x = self.preprocessor.dataset(x, y, sample_weight, batch_size or 32, shuffle)
+            y = sample_weight = batch_size = None
+            kwargs["shuffle"] = False  # it is done
+        return super().fit(
+            x,
+            y,
+            batch_size=batch_size,
+            sample_weight=sample_weight,
+            validation_data=validation_data,
+            validation_split=validation_split,
+            **kwargs,
+        )
+
+    def _validation_batches(self, data, batch_size: int):
+        """Return batches of validation data that is raw, and other data as it is."""
+        if not isinstance(data, tuple | list | np.ndarray):
+            return data
+        parts = tuple(data) if self.labelled else (data,)
+        self.backbone.check_inputs(data[0])
+        if not self._is_raw(*parts):
+            return data
+        return self.preprocessor.dataset(*parts, batch_size=batch_size)
+
+    def evaluate(self, x=None, y=None, batch_size=None, sample_weight=None, **kwargs):
         """Measure loss and metrics; see `keras.Model.evaluate`."""
         self.backbone.check_inputs(x)
-        return super().evaluate(x, *args, **kwargs)
+        if self._is_raw(x, y, sample_weight):
+            x = self.preprocessor.dataset(x, y, sample_weight, batch_size or 32)
+            y = sample_weight = batch_size = None
+        return super().evaluate(x, y, batch_size=batch_size, sample_weight=sample_weight, **kwargs)
 
-    def predict(self, x=None, *args, **kwargs):
-        """Return outputs; see `keras.Model.predict`."""
+    def predict(self, x=None, batch_size=None, **kwargs):
+        """Return logits; see `keras.Model.predict`."""
         self.backbone.check_inputs(x)
-        return super().predict(x, *args, **kwargs)
+        if self._is_raw(x):
+            x, batch_size = self.preprocessor.dataset(x, batch_size=batch_size or 32), None
+        return super().predict(x, batch_size=batch_size, **kwargs)
+
+    def _is_raw(self, x, y=None, sample_weight=None) -> bool:
+        """Say whether `x` is raw samples that the preprocessor makes batches of.
+
+        Raises:
+            ValueError: it is a single sample, there are other labels than samples, or they would be
+                too long for the model.
+        """
+        if not isinstance(self.preprocessor, MegatronBertPreprocessor):
+            return False
+        if any(isinstance(column, str) for column in as_columns(x)):
+            raise ValueError(
+                "give a list of texts (or a tuple of two lists, for pairs), not a text"
+            )
+        if not is_raw(x):
+            return False
+        if not self.labelled and (y is not None or sample_weight is not None):
+            raise ValueError(f"{type(self).__name__} makes its labels from the texts: give no y")
+        check_lengths(as_columns(x), y, sample_weight)
+        length, limit = self.preprocessor.sequence_length, self.backbone.max_sequence_length
+        if length > limit:
+            raise ValueError(
+                f"the preprocessor makes {length} tokens but the model has {limit} positions: set "
+                f"preprocessor.sequence_length = {limit}"
+            )
+        if y is not None:
+            self.check_labels(y)
+        return True
+
+    def check_labels(self, y) -> None:
+        """Refuse labels that the head has no output for; a hook.
+
+        Raises:
+            ValueError: a label is out of range.
+        """
 
     def preprocess_samples(self, x, y=None, sample_weight=None):
         """Apply the preprocessor, if there is one, to a batch."""
         self.backbone.check_inputs(x)
         return super().preprocess_samples(x, y, sample_weight)
 
+    def logits(self, inputs: dict[str, np.ndarray], batch_size: int = 32):
+        """Return what the model makes of ids, without preprocessing, as NumPy arrays.
+
+        Args:
+            inputs: the model's inputs by name, each (rows, ...).
+            batch_size: rows a step. A smaller last batch is padded to a power of two, so that a
+                compiled backend sees few shapes.
+
+        Returns:
+            The model's outputs for all rows, float32.
+        """
+        self.backbone.check_inputs(inputs)
+        rows = len(inputs["token_ids"])
+        parts = []
+        for start in range(0, rows, batch_size):
+            count = min(batch_size, rows - start)
+            padded = min(1 << (count - 1).bit_length(), batch_size)
+            index = start + np.minimum(np.arange(padded), count - 1)
+            batch = {name: np.asarray(array)[index] for name, array in inputs.items()}
+            outputs = keras.Model.predict_on_batch(self, batch)
+            parts.append(keras.tree.map_structure(lambda a, n=count: _as_float32(a[:n]), outputs))
+        return keras.tree.map_structure(lambda *arrays: np.concatenate(arrays), *parts)
+
     def quantize(self, mode, config=None, **kwargs):
         """Quantize the backbone; see `keras.Model.quantize`. The small head keeps its precision."""
         self.backbone.quantize(mode, config=config, **kwargs)
         self.train_function = self.test_function = self.predict_function = None
+
+
+def _as_float32(array) -> np.ndarray:
+    return np.asarray(array).astype("float32")
 
 
 def check_tokenizer_fits(preprocessor, backbone) -> None:

@@ -59,7 +59,7 @@ def masked_lm_logits(model, inputs):
     """Our logits at all positions."""
     length = inputs["token_ids"].shape[1]
     positions = np.tile(np.arange(length, dtype="int32"), (len(inputs["token_ids"]), 1))
-    return model.predict_logits({**inputs, "mask_positions": positions})
+    return model.logits({**inputs, "mask_positions": positions})
 
 
 @contextlib.contextmanager

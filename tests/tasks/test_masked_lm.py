@@ -123,7 +123,7 @@ def test_validation_takes_texts_and_repeats():
         history = masked_lm.fit(batch_size=2, epochs=2, verbose=0, **arguments).history
         assert history["val_loss"][0] == pytest.approx(history["val_loss"][1], rel=1e-5)
         assert np.isfinite(history["loss"]).all()
-    with pytest.raises(ValueError, match="leaves no text on one side of 1"):
+    with pytest.raises(ValueError, match="leaves no sample on one side of 1"):
         masked_lm.fit(TEXTS[:1], validation_split=0.5)
 
 

@@ -1,0 +1,122 @@
+"""Raw samples as they are given to `fit`, and the batches that are made of them."""
+
+from collections.abc import Callable, Sequence
+
+import grain
+import keras
+import numpy as np
+
+
+def is_raw(x) -> bool:
+    """Say whether `x` is a list, an array, or a tuple of these: samples, not ids or a dataset."""
+    columns = x if isinstance(x, tuple) else (x,)
+    return bool(columns) and all(isinstance(column, list | np.ndarray) for column in columns)
+
+
+def as_columns(x) -> tuple:
+    """Return the columns of raw samples: what is no tuple is the only one."""
+    return x if isinstance(x, tuple) else (x,)
+
+
+def split(data, validation_share: float) -> tuple:
+    """Split columns of samples into (training, validation): the last ones validate.
+
+    Args:
+        data: a list, an array, None, or a (nested) tuple of these, all of the same length.
+        validation_share: share of the samples that validate.
+
+    Raises:
+        ValueError: one of the two would be empty.
+    """
+    if data is None:
+        return None, None
+    if isinstance(data, tuple):
+        training, validation = zip(*(split(part, validation_share) for part in data), strict=True)
+        return training, validation
+    at = int(len(data) * (1.0 - validation_share))
+    if not 0 < at < len(data):
+        raise ValueError(
+            f"validation_split={validation_share} leaves no sample on one side of {len(data)}: "
+            "give more"
+        )
+    return data[:at], data[at:]
+
+
+def check_lengths(columns: Sequence, y=None, sample_weight=None) -> None:
+    """Refuse columns of different lengths, and no samples at all.
+
+    Raises:
+        ValueError: as said.
+    """
+    lengths = [len(column) for column in columns]
+    if len(set(lengths)) > 1:
+        raise ValueError(f"a pair needs as many first as second texts, not {lengths}")
+    if not lengths[0]:
+        raise ValueError("there are no texts: give at least one")
+    for name, values in (("labels (y)", y), ("sample weights", sample_weight)):
+        if values is not None and len(values) != lengths[0]:
+            raise ValueError(f"there are {lengths[0]} samples but {len(values)} {name}")
+
+
+def batches(
+    prepare: Callable,
+    columns: Sequence,
+    y=None,
+    sample_weight=None,
+    batch_size: int = 32,
+    shuffle: bool = False,
+    seed: int | None = None,
+) -> grain.MapDataset:
+    """Return one epoch of batches; repeat it, and each epoch is shuffled and drawn anew.
+
+    What a batch holds is a function of the seed, the epoch and its place, so threads may prepare
+    batches in any order.
+
+    Args:
+        prepare: function of (columns, y, sample_weight, rng) of one batch, where columns is a tuple
+            of lists and rng a `np.random.Generator`; it makes what the model is trained on.
+        columns: columns of samples.
+        y: a label a sample, or None.
+        sample_weight: a weight a sample, or None.
+        batch_size: samples a batch.
+        shuffle: whether to shuffle, anew each epoch.
+        seed: of shuffling and rng; another one each time if None.
+    """
+    check_lengths(columns, y, sample_weight)
+    given = (*columns, *(values for values in (y, sample_weight) if values is not None))
+    if seed is None:  # from Keras's, so that keras.utils.set_random_seed makes runs repeat
+        seed = keras.random.randint((), 0, 2**31 - 1)
+        seed = int(keras.ops.convert_to_numpy(seed))
+    dataset = grain.MapDataset.source(_Rows(given)).seed(seed)
+    if shuffle:
+        dataset = dataset.shuffle()
+    transform = _Prepare(prepare, len(columns), y is not None, sample_weight is not None)
+    return dataset.batch(batch_size, batch_fn=list).random_map(transform)
+
+
+class _Rows:
+    """A Grain source of the rows of several columns."""
+
+    def __init__(self, columns: Sequence):
+        self._columns = columns
+
+    def __len__(self) -> int:
+        return len(self._columns[0])
+
+    def __getitem__(self, index: int) -> tuple:
+        return tuple(column[index] for column in self._columns)
+
+
+class _Prepare(grain.transforms.RandomMap):
+    """Prepares a batch with the generator that Grain derives from epoch and place."""
+
+    def __init__(self, prepare: Callable, columns: int, has_y: bool, has_weight: bool):
+        self._prepare = prepare
+        self._columns, self._has_y, self._has_weight = columns, has_y, has_weight
+
+    def random_map(self, element: list[tuple], rng: np.random.Generator):
+        columns = [list(column) for column in zip(*element, strict=True)]
+        rest = columns[self._columns :]
+        y = rest.pop(0) if self._has_y else None
+        sample_weight = np.asarray(rest.pop(0), "float32") if self._has_weight else None
+        return self._prepare(tuple(columns[: self._columns]), y, sample_weight, rng)
