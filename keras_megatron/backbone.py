@@ -1,7 +1,8 @@
+from collections.abc import Mapping
+
 import keras
 import keras_hub
 import numpy as np
-from keras import ops
 
 from keras_megatron.layers.common import (
     get_activation,
@@ -10,6 +11,7 @@ from keras_megatron.layers.common import (
     refuse_unknown,
 )
 from keras_megatron.layers.embeddings import MegatronBertEmbedding
+from keras_megatron.layers.encoder import ENCODER_INPUTS, INPUTS, OPTIONAL_INPUTS, encode
 from keras_megatron.layers.token_inputs import check_token_inputs
 from keras_megatron.layers.transformer_layer import MegatronBertLayer
 
@@ -42,13 +44,17 @@ class MegatronBertBackbone(keras_hub.models.Backbone):
         gradient_checkpointing: bool. Recompute each layer in the backward pass of training: memory
             for one layer's activations plus one hidden state a layer, at the price of about a
             third more computation. Can be set later, before `compile`.
+        cross_attention: bool. Give each layer a block that attends to an encoder's hidden states,
+            for a decoder (`MegatronBertCausalLM`). Adds the inputs `encoder_hidden_states`, float
+            (batch, encoder sequence, hidden), and `encoder_padding_mask`, int (batch, encoder
+            sequence); both sequences have any length.
         dtype: str or `keras.DTypePolicy`. `"mixed_bfloat16"` trains in bfloat16 with float32
             weights; softmax and LayerNorm statistics stay in float32.
 
     Inputs are a dict of int arrays (batch, sequence): `token_ids`, `segment_ids`, and
     `padding_mask`, 1 for a token and 0 for padding. Outputs are a dict: `sequence_output`
     (batch, sequence, hidden) and `pooled_output` (batch, hidden), the tanh of a dense layer on the
-    first position.
+    first position. `__call__` says what else can be given and asked for.
 
     Raises:
         ValueError: `hidden_dim` is not a multiple of `num_heads` and no `head_dim` is given, a size
@@ -89,6 +95,7 @@ class MegatronBertBackbone(keras_hub.models.Backbone):
         head_dim: int | None = None,
         initializer_range: float = 0.02,
         gradient_checkpointing: bool = False,
+        cross_attention: bool = False,
         dtype=None,
         **kwargs,
     ):
@@ -136,6 +143,7 @@ class MegatronBertBackbone(keras_hub.models.Backbone):
                 layer_norm_epsilon=layer_norm_epsilon,
                 initializer_range=initializer_range,
                 gradient_checkpointing=gradient_checkpointing,
+                cross_attention=cross_attention,
                 dtype=dtype,
                 name=f"transformer_layer_{index}",
             )
@@ -151,23 +159,15 @@ class MegatronBertBackbone(keras_hub.models.Backbone):
         )
 
         # === Functional Model ===
-        inputs = {
-            name: keras.Input(shape=(None,), dtype="int32", name=name)
-            for name in ("token_ids", "segment_ids", "padding_mask")
-        }
-        hidden_states = embeddings(inputs["token_ids"], inputs["segment_ids"])
-        # Padding is hidden as a key only: (batch, 1, 1, sequence), as in the reference.
-        attention_mask = ops.expand_dims(ops.cast(inputs["padding_mask"], "bool"), axis=(1, 2))
-        for layer in transformer_layers:
-            hidden_states = layer(hidden_states, attention_mask=attention_mask)
-        sequence_output = final_layer_norm(hidden_states)
-        pooled_output = pooled_dense(sequence_output[:, 0, :])
-        super().__init__(
-            inputs=inputs,
-            outputs={"sequence_output": sequence_output, "pooled_output": pooled_output},
-            dtype=dtype,
-            **kwargs,
-        )
+        inputs = {name: keras.Input(shape=(None,), dtype="int32", name=name) for name in INPUTS}
+        if cross_attention:
+            states, mask = ENCODER_INPUTS
+            inputs[states] = keras.Input(shape=(None, hidden_dim), name=states)
+            inputs[mask] = keras.Input(shape=(None,), dtype="int32", name=mask)
+        layers = [embeddings, *transformer_layers, final_layer_norm, pooled_dense]
+        layers = {layer.name: layer for layer in layers}
+        outputs = encode(layers.__getitem__, num_layers, inputs)
+        super().__init__(inputs=inputs, outputs=outputs, dtype=dtype, **kwargs)
 
         # === Config ===
         self.vocabulary_size = vocabulary_size
@@ -183,14 +183,86 @@ class MegatronBertBackbone(keras_hub.models.Backbone):
         self.activation = activation
         self.head_dim = head_dim
         self.initializer_range = initializer_range
+        self.cross_attention = cross_attention
         self.embeddings = embeddings
         self.token_embedding = embeddings.token_embedding
         self.transformer_layers = transformer_layers
 
-    def __call__(self, inputs, *args, **kwargs):
-        """Encode; see the class for inputs and outputs."""
+    def __call__(
+        self,
+        inputs,
+        *args,
+        causal: bool = False,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+        **kwargs,
+    ):
+        """Encode.
+
+        Args:
+            inputs: dict of the arrays that the class names. It may also have `position_ids`, int
+                (batch, sequence); `attention_mask`, (batch, query, key), 1 where a query may attend
+                to a key, with `padding_mask` or instead of it; and, instead of `token_ids`,
+                `token_embeddings`, float (batch, sequence, hidden). With one of these
+                `segment_ids` (then 0) and `padding_mask` (then 1) may be left out.
+            *args: of `keras.Model.__call__`.
+            causal: whether a position attends only to itself and to what is before it.
+            output_hidden_states: whether to return all hidden states.
+            output_attentions: whether to return attention probabilities.
+            **kwargs: of `keras.Model.__call__`.
+
+        Returns:
+            The outputs that the class names. If asked for, also `hidden_states`, a tuple of the sum
+            of the embeddings, each layer's output but the last, and `sequence_output`, each
+            (batch, sequence, hidden); and `attentions`, a tuple of each layer's probabilities
+            (batch, heads, query, key), with those of cross-attention in `cross_attentions`.
+
+        Raises:
+            ValueError: an id has no embedding, the sequence is too long, or an input is unknown,
+                missing, or given in two ways.
+        """
         self.check_inputs(inputs)
-        return super().__call__(inputs, *args, **kwargs)
+        self._check_names(inputs)
+        asked = {
+            "causal": causal,
+            "output_hidden_states": output_hidden_states,
+            "output_attentions": output_attentions,
+        }
+        asked = {name: value for name, value in asked.items() if value}
+        return super().__call__(inputs, *args, **asked, **kwargs)
+
+    def call(self, inputs, training=None, mask=None, **asked):
+        """See `__call__`. What the functional model does not have is computed layer by layer."""
+        if not asked and not set(inputs).intersection(OPTIONAL_INPUTS):
+            return super().call(inputs, training=training, mask=mask)
+        return encode(self.get_layer, self.num_layers, inputs, training=training, **asked)
+
+    def compute_output_spec(self, inputs, training=None, mask=None, **asked):
+        """Return the shapes and types of what `__call__` returns."""
+        if not asked and not set(inputs).intersection(OPTIONAL_INPUTS):
+            return super().compute_output_spec(inputs, training=training, mask=mask)
+        return encode(self.get_layer, self.num_layers, inputs, training=training, **asked)
+
+    def _check_names(self, inputs) -> None:
+        """Refuse inputs that are missing, unknown, or given in two ways."""
+        if not isinstance(inputs, Mapping):
+            raise ValueError(f"inputs must be a dict with {', '.join(INPUTS)}, not {type(inputs)}")
+        known = {*INPUTS, *OPTIONAL_INPUTS, *(ENCODER_INPUTS if self.cross_attention else ())}
+        if unknown := sorted(set(inputs) - known):
+            raise ValueError(f"unknown input {unknown[0]!r}: known are {', '.join(sorted(known))}")
+        if ("token_ids" in inputs) == ("token_embeddings" in inputs):
+            raise ValueError("give either token_ids or token_embeddings")
+        optional = set(inputs).intersection(OPTIONAL_INPUTS)
+        needed = set() if optional else {"segment_ids", "padding_mask"}
+        if self.cross_attention:
+            needed |= set(ENCODER_INPUTS if not optional else ENCODER_INPUTS[:1])
+        if missing := sorted(needed - set(inputs)):
+            raise ValueError(f"the input {missing[0]!r} is missing")
+
+    @property
+    def input_spec(self):
+        """None: what may be left out depends on what else is given; `check_inputs` looks."""
+        return None
 
     def check_inputs(self, inputs) -> None:
         """Refuse numpy ids that the tables have no row for, and too long sequences.
@@ -230,4 +302,5 @@ class MegatronBertBackbone(keras_hub.models.Backbone):
             "head_dim": self.head_dim,
             "initializer_range": self.initializer_range,
             "gradient_checkpointing": self.gradient_checkpointing,
+            "cross_attention": self.cross_attention,
         }

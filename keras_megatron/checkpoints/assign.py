@@ -12,7 +12,13 @@ from keras_megatron.checkpoints.weight_names import Weight, model_sizes, weights
 
 _FLOATS = (np.dtype("f4"), np.dtype("f2"), BFLOAT16, np.dtype("f8"))
 _TRIM_EVERY = 1 << 26
-_MLM_HEAD = "cls.predictions."
+# Of each head, how its names begin in a Hugging Face checkpoint.
+HEAD_PREFIXES = {
+    "mlm_head": "cls.predictions.",
+    "binary_head": "cls.seq_relationship.",
+    "classifier": "classifier.",
+    "qa_outputs": "qa_outputs.",
+}
 
 
 def check_weights(
@@ -67,7 +73,7 @@ def assign_weights(
     rows = [row for row in rows if row[0].part not in missing.intersection(optional_parts)]
     check_weights(source, [weight for weight, _ in rows], _sizes(model), "hugging_face")
     unused = sorted(source.keys() - {weight.hugging_face for weight, _ in rows})
-    own = ("bert.", _MLM_HEAD) if "mlm_head" in present else ("bert.",)
+    own = ("bert.", *(prefix for part, prefix in HEAD_PREFIXES.items() if part in present))
     for name in unused:
         if name.startswith(own) and not name.startswith("bert.pooler."):
             raise ValueError(f"the checkpoint has {name!r}, for which the model has no place")
@@ -112,18 +118,13 @@ def model_weights(model: keras.Model) -> dict[str, LazyArray]:
     return {row[0].hugging_face: lazy(*row) for row in _model_weights(model)}
 
 
-def has_part(model: keras.Model, part: str) -> bool:
-    """Say whether a model has a part of the table of weight names, such as `"mlm_head"`."""
-    return any(weight.part == part for weight, _ in _model_weights(model))
-
-
 def _model_weights(model: keras.Model) -> list[tuple[Weight, keras.Variable]]:
     """Pair each variable of a model with its row in the table, in the table's order."""
     variables = {variable.path: variable for variable in model.weights}
     backbone = getattr(model, "backbone", model)
     rows = [
         (weight, variables.pop(weight.keras))
-        for weight in weights(backbone.num_layers)
+        for weight in weights(backbone.num_layers, backbone.cross_attention)
         if weight.keras in variables
     ]
     if variables:
@@ -135,4 +136,6 @@ def _model_weights(model: keras.Model) -> list[tuple[Weight, keras.Variable]]:
 
 
 def _sizes(model: keras.Model) -> dict[str, int]:
-    return model_sizes(getattr(model, "backbone", model).get_config())
+    heads = [v for v in model.weights if v.path in ("classifier/bias", "qa_outputs/bias")]
+    labels = heads[0].shape[0] if heads else 2
+    return model_sizes(getattr(model, "backbone", model).get_config(), labels)

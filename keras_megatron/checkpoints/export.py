@@ -6,6 +6,7 @@ import pathlib
 
 import keras
 
+from keras_megatron.checkpoints.architectures import architecture_of, default_class_names
 from keras_megatron.checkpoints.assign import model_weights
 from keras_megatron.checkpoints.huggingface_config import ACTIVATIONS
 from keras_megatron.checkpoints.safetensors_files import save_safetensors
@@ -30,11 +31,11 @@ _SPECIAL_TOKENS = {
 def export_to_transformers(model: keras.Model, folder: str | os.PathLike) -> None:
     """Write config.json, model.safetensors and, if the model has a preprocessor, its tokenizer.
 
-    `transformers` loads a backbone as `MegatronBertModel` and a masked language model as
-    `MegatronBertForMaskedLM`, which has no pooler: export the backbone to keep it.
+    `transformers` loads a backbone as `MegatronBertModel` and a task as its counterpart there. Some
+    of these, `MegatronBertForMaskedLM` for one, have no pooler: export the backbone to keep it.
 
     Args:
-        model: `MegatronBertBackbone` or `MegatronBertMaskedLM`.
+        model: `MegatronBertBackbone`, or a task with one.
         folder: The folder to make; it must not exist, or be empty.
 
     Raises:
@@ -42,16 +43,21 @@ def export_to_transformers(model: keras.Model, folder: str | os.PathLike) -> Non
             cannot be written; then nothing of it is left.
     """
     backbone = getattr(model, "backbone", model)
+    architecture = architecture_of(type(model))
     tensors = model_weights(model)
-    has_head = "cls.predictions.bias" in tensors
-    if has_head:
+    if "pooler" not in architecture.parts:
         tensors = {k: v for k, v in tensors.items() if not k.startswith("bert.pooler.")}
-    else:
+    if architecture.name == "MegatronBertModel":
         tensors = {name.removeprefix("bert."): tensor for name, tensor in tensors.items()}
     config = _config(backbone, getattr(model, "head_activation", backbone.activation))
-    config["architectures"] = ["MegatronBertForMaskedLM" if has_head else "MegatronBertModel"]
+    config["architectures"] = [architecture.name]
     config["dtype"] = backbone.token_embedding.variable_dtype
-    tokenizer = getattr(getattr(model, "preprocessor", None), "tokenizer", None)
+    if architecture.name == "MegatronBertForCausalLM":
+        config |= {"is_decoder": True, "add_cross_attention": backbone.cross_attention}
+    preprocessor = getattr(model, "preprocessor", None)
+    if hasattr(model, "num_classes"):
+        config |= _classes(model.num_classes, getattr(preprocessor, "class_names", None))
+    tokenizer = getattr(preprocessor, "tokenizer", None)
     config["pad_token_id"] = tokenizer.pad_token_id if tokenizer else 0
     with staged_folder(folder) as staged:
         _write_json(staged / "config.json", config)
@@ -61,6 +67,7 @@ def export_to_transformers(model: keras.Model, folder: str | os.PathLike) -> Non
 
 
 def _config(backbone, head_activation: str) -> dict:
+    """Return a Hugging Face configuration of the backbone."""
     if head_activation != backbone.activation:
         raise ValueError(
             f"the head's activation is {head_activation!r} but the MLP's is "
@@ -88,6 +95,14 @@ def _config(backbone, head_activation: str) -> dict:
         "initializer_range": backbone.initializer_range,
         "layer_norm_eps": backbone.layer_norm_epsilon,
         "tie_word_embeddings": True,
+    }
+
+
+def _classes(count: int, names: list[str] | None) -> dict:
+    names = names or default_class_names(count)
+    return {
+        "id2label": {str(index): name for index, name in enumerate(names)},
+        "label2id": {name: index for index, name in enumerate(names)},
     }
 
 

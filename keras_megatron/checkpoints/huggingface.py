@@ -8,8 +8,12 @@ from collections.abc import Mapping
 
 import keras
 
-from keras_megatron.checkpoints.assign import assign_weights, check_weights, has_part
-from keras_megatron.checkpoints.huggingface_config import promises_head
+from keras_megatron.checkpoints.architectures import (
+    architecture_of,
+    named_architectures,
+    promised_parts,
+)
+from keras_megatron.checkpoints.assign import HEAD_PREFIXES, assign_weights, check_weights
 from keras_megatron.checkpoints.mapped_files import LazyArray, MappedFile, same_numbers
 from keras_megatron.checkpoints.safetensors_files import load_safetensors
 from keras_megatron.checkpoints.torch_files import load_torch_file
@@ -22,6 +26,15 @@ _WEIGHT_FILES = (
     "pytorch_model.bin.index.json",
 )
 _WORDS = "bert.embeddings.word_embeddings.weight"
+_CLASSIFIER = HEAD_PREFIXES["classifier"]
+# What is said of a part that a folder lacks.
+_CALLED = {
+    "pooler": "pooler: pooled_output is",
+    "mlm_head": "masked-language-model head: it is",
+    "binary_head": "sentence-order head: it is",
+    "classifier": "head of this task: it is",
+    "qa_outputs": "head of this task: it is",
+}
 _BIAS = "cls.predictions.bias"
 _DECODER = "cls.predictions.decoder"
 
@@ -30,7 +43,7 @@ def load_weights(model: keras.Model, folder: str | os.PathLike) -> list[str]:
     """Fill a model from a Hugging Face folder.
 
     Args:
-        model: `MegatronBertBackbone` or `MegatronBertMaskedLM` of the folder's configuration.
+        model: `MegatronBertBackbone`, or a task with one, of the folder's configuration.
         folder: Holds config.json and the weights, as safetensors or `pytorch_model.bin`, in one
             file or several.
 
@@ -46,16 +59,17 @@ def load_weights(model: keras.Model, folder: str | os.PathLike) -> list[str]:
     """
     folder = pathlib.Path(folder)
     config = read_json(folder / "config.json")
-    source = open_weights(folder)
-    optional = {"pooler"}
-    if not promises_head(config):
-        optional.add("mlm_head")
+    own = architecture_of(type(model))
+    named, promised = named_architectures(config), promised_parts(config)
+    source, foreign = open_weights(folder), {}
+    if own and named and own.name not in named:
+        # Three tasks call their heads "classifier": that of another task is not this one's.
+        foreign = {name: source.pop(name) for name in list(source) if name.startswith(_CLASSIFIER)}
+    optional = {"pooler", *HEAD_PREFIXES} - (set() if foreign else promised - {"pooler"})
     unused, missing = assign_weights(model, source, optional)
-    if not has_part(model, "mlm_head") and "pooler" in missing:
-        warnings.warn(f"{folder} has no pooler: pooled_output is random", stacklevel=2)
-    if "mlm_head" in missing:
-        warnings.warn(f"{folder} has no masked-language-model head: it is random", stacklevel=2)
-    return unused
+    for part in sorted(missing & own.parts if own else missing):
+        warnings.warn(f"{folder} has no {_CALLED[part]} random", stacklevel=2)
+    return sorted([*unused, *foreign])
 
 
 def check_folder(folder: str | os.PathLike, arguments: Mapping) -> None:
@@ -68,7 +82,8 @@ def check_folder(folder: str | os.PathLike, arguments: Mapping) -> None:
     Raises:
         ValueError: a weight is missing or of another shape, or a file cannot be read.
     """
-    encoder = (row for row in weights(arguments["num_layers"]) if row.part == "backbone")
+    rows = weights(arguments["num_layers"], arguments["cross_attention"])
+    encoder = (row for row in rows if row.part == "backbone")
     check_weights(open_weights(folder), encoder, model_sizes(arguments), "hugging_face")
 
 

@@ -33,11 +33,8 @@ _RATES = {
 _DEFAULTS = {**_SIZES, **_RATES, "layer_norm_eps": 1e-12, "hidden_act": "gelu"}
 # Settings that make the model another one than this package's, with the values that do not.
 _SUPPORTED = {
-    "is_decoder": (False, None),
-    "add_cross_attention": (False, None),
     "position_embedding_type": ("absolute", None),
 }
-_HEAD_ARCHITECTURES = ("MegatronBertForMaskedLM", "MegatronBertForPreTraining")
 
 
 def backbone_config(config: Mapping) -> dict:
@@ -57,7 +54,13 @@ def backbone_config(config: Mapping) -> dict:
     _check(given)
     for name, allowed in _SUPPORTED.items():
         if config.get(name) not in allowed:
-            raise ValueError(f"config.json has {name}={_short(config[name])}: not supported")
+            raise ValueError(f"config.json has {name}={short(config[name])}: not supported")
+    for name in ("is_decoder", "add_cross_attention"):
+        if not isinstance(config.get(name), bool | None):
+            raise ValueError(f"config.json has {name}={short(config[name])}: not true or false")
+    cross_attention = bool(config.get("add_cross_attention"))
+    if cross_attention and not config.get("is_decoder"):
+        raise ValueError("config.json has add_cross_attention without is_decoder: not supported")
     return {
         "vocabulary_size": given["vocab_size"],
         "num_layers": given["num_hidden_layers"],
@@ -71,26 +74,8 @@ def backbone_config(config: Mapping) -> dict:
         "layer_norm_epsilon": given["layer_norm_eps"],
         "activation": ACTIVATIONS[given["hidden_act"]],
         "initializer_range": given["initializer_range"],
+        "cross_attention": cross_attention,
     }
-
-
-def masked_lm_config(config: Mapping) -> dict:
-    """Return the arguments of `MegatronBertMaskedLM` that a Hugging Face configuration implies."""
-    return {"head_activation": backbone_config(config)["activation"]}
-
-
-def promises_head(config: Mapping) -> bool:
-    """Say whether a configuration is of a model with a masked language model's head.
-
-    Raises:
-        ValueError: its architectures are no list of names.
-    """
-    names = config.get("architectures")
-    if names is None:
-        return False
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"config.json's architectures are no list of names: {_short(names)}")
-    return not set(names).isdisjoint(_HEAD_ARCHITECTURES)
 
 
 def _check(given: Mapping) -> None:
@@ -112,8 +97,9 @@ def _check(given: Mapping) -> None:
 
 
 def _message(given: Mapping, name: str, wanted: str) -> str:
-    return f"config.json has {name}={_short(given[name])}, which must be {wanted}"
+    return f"config.json has {name}={short(given[name])}, which must be {wanted}"
 
 
-def _short(value) -> str:
+def short(value) -> str:
+    """Return a value of a file as it may stand in an error."""
     return repr(value)[:60]

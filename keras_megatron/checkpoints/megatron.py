@@ -25,6 +25,7 @@ _SPELLINGS = (
     (re.compile(r"^lm_head\.norm\."), "lm_head.layernorm."),
 )
 _LAYER = re.compile(r"transformer\.layers\.(\d{1,4})\.")
+_PARTS = ("backbone", "pooler", "mlm_head", "binary_head")
 _OTHER_HEADS = ("classification_head.", "multichoice_head.")
 _WORDS = "embedding.word_embeddings.weight"
 _SEGMENTS = "embedding.tokentype_embeddings.weight"
@@ -89,7 +90,7 @@ def read_megatron(
     _split_query_key_value(tensors, config, version)
     _drop_tied_copy(tensors)
 
-    table = list(weights(config["num_layers"]))
+    table = [row for row in weights(config["num_layers"]) if row.part in _PARTS]
     absent = {"pooler", "binary_head"} - {row.part for row in table if row.megatron in tensors}
     table = [row for row in table if row.part not in absent]
     if "pooler" in absent:

@@ -36,6 +36,14 @@ feedforward_layer_norm          | ln                     | post_attention_layern
 feedforward_intermediate_dense  | intermediate.dense     | mlp.dense_h_to_4h        | dense FH
 feedforward_output_dense        | output.dense           | mlp.dense_4h_to_h        | dense HF
 """
+# Of a decoder's layer that attends to an encoder; in Megatron as in its T5.
+_CROSS_ATTENTION = """
+cross_attention_layer_norm       | crossattention.ln           | post_attention_layernorm | norm H
+cross_attention/query            | crossattention.self.query   | inter_attention.query    | dense AH
+cross_attention/key              | crossattention.self.key     | inter_attention.key      | dense AH
+cross_attention/value            | crossattention.self.value   | inter_attention.value    | dense AH
+cross_attention/attention_output | crossattention.output.dense | inter_attention.dense    | dense HA
+"""
 _FINAL = "final_layer_norm | bert.encoder.ln | transformer.final_layernorm | norm H"
 _POOLER = "pooled_dense | bert.pooler.dense | pooler.dense | dense HH"
 _MLM_HEAD = """
@@ -44,6 +52,8 @@ mlm_head/layer_norm | cls.predictions.transform.LayerNorm | lm_head.layernorm | 
 mlm_head            | cls.predictions                     | lm_head           | bias V
 """
 _BINARY_HEAD = "binary_head | cls.seq_relationship | binary_head | dense LH"
+_CLASSIFIER = "classifier | classifier | classification_head | dense LH"
+_QA_OUTPUTS = "qa_outputs | qa_outputs | qa_outputs | dense LH"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,22 +89,24 @@ class Weight:
         return array.reshape(shape[::-1]).T if self.transposed else array.reshape(shape)
 
 
-def weights(num_layers: int) -> Iterator[Weight]:
+def weights(num_layers: int, cross_attention: bool = False) -> Iterator[Weight]:
     """Yield the weights of every part of a model with `num_layers` layers."""
     yield from _rows("backbone", _EMBEDDINGS, "embeddings/", "bert.embeddings.", "embedding.")
     for i in range(num_layers):
-        megatron = f"transformer.layers.{i}."
-        yield from _rows(
-            "backbone", _LAYER, f"transformer_layer_{i}/", f"bert.encoder.layer.{i}.", megatron
-        )
+        sides = (f"transformer_layer_{i}/", f"bert.encoder.layer.{i}.", f"transformer.layers.{i}.")
+        yield from _rows("backbone", _LAYER, *sides)
+        if cross_attention:
+            yield from _rows("backbone", _CROSS_ATTENTION, *sides)
     yield from _rows("backbone", _FINAL)
     yield from _rows("pooler", _POOLER)
     yield from _rows("mlm_head", _MLM_HEAD)
     yield from _rows("binary_head", _BINARY_HEAD)
+    yield from _rows("classifier", _CLASSIFIER)
+    yield from _rows("qa_outputs", _QA_OUTPUTS)
 
 
-def model_sizes(config: Mapping[str, int]) -> dict[str, int]:
-    """Return what each letter of a shape is, from the backbone's arguments."""
+def model_sizes(config: Mapping[str, int], labels: int = 2) -> dict[str, int]:
+    """Return what each letter of a shape is, from the backbone's arguments and the head's size."""
     head_dim = config.get("head_dim") or config["hidden_dim"] // config["num_heads"]
     return {
         "V": config["vocabulary_size"],
@@ -103,7 +115,7 @@ def model_sizes(config: Mapping[str, int]) -> dict[str, int]:
         "H": config["hidden_dim"],
         "A": config["num_heads"] * head_dim,
         "F": config["intermediate_dim"],
-        "L": 2,
+        "L": labels,
     }
 
 

@@ -7,8 +7,8 @@ from keras_megatron.layers.common import normal_initializer, scaled_normal_initi
 
 
 @keras.saving.register_keras_serializable(package="keras_megatron")
-class SelfAttention(keras.layers.Layer):
-    """Multi-head self-attention with one kernel each for query, key, value and output.
+class MultiHeadAttention(keras.layers.Layer):
+    """Multi-head attention with one kernel each for query, key, value and output.
 
     Megatron stores query, key and value fused; kept apart, each is a kernel of shape
     (hidden, heads, head_dim) that is sharded over the heads by one rule, takes LoRA by name, and
@@ -64,35 +64,53 @@ class SelfAttention(keras.layers.Layer):
         self.attention_output.build((*hidden_states_shape[:2], self.num_heads, self.head_dim))
         self.built = True
 
-    def call(self, hidden_states, attention_mask=None, training=None):
-        """Attend.
+    def call(
+        self,
+        hidden_states,
+        attention_mask=None,
+        encoder_hidden_states=None,
+        return_attention_scores=False,
+        training=None,
+    ):
+        """Attend, to the hidden states themselves or to those of an encoder.
 
         Args:
-            hidden_states: float (batch, sequence, hidden).
+            hidden_states: float (batch, query, hidden).
             attention_mask: bool, broadcast to (batch, heads, query, key): True where the query may
                 attend to the key. None lets all attend to all.
+            encoder_hidden_states: float (batch, key, hidden), what cross-attention attends to.
+            return_attention_scores: whether to return the probabilities too.
             training: whether to drop out attention probabilities.
 
         Returns:
-            float (batch, sequence, hidden).
+            float (batch, query, hidden), or a tuple of this and the probabilities (batch, heads,
+            query, key) after dropout.
+        """
+        attended = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        output, scores = self.attend(
+            hidden_states, *self.keys_and_values(attended), attention_mask, training
+        )
+        return (output, scores) if return_attention_scores else output
+
+    def keys_and_values(self, states):
+        """Project what is attended to: (batch, key, hidden) to twice (batch, key, heads, dim)."""
+        return self.key(states), self.value(states)
+
+    def attend(self, hidden_states, key_BKNH, value_BKNH, attention_mask=None, training=None):
+        """Attend to keys and values that are there already; see `call`.
+
+        Returns:
+            A tuple of the output (batch, query, hidden) and the probabilities.
         """
         query_BQNH = self.query(hidden_states) * (self.head_dim**-0.5)
-        key_BKNH = self.key(hidden_states)
-        value_BKNH = self.value(hidden_states)
-
         scores_BNQK = ops.cast(ops.einsum("bqnh,bknh->bnqk", query_BQNH, key_BKNH), "float32")
         if attention_mask is not None:
             # Finite, so that a row with nothing to attend to is uniform instead of NaN.
             scores_BNQK = ops.where(attention_mask, scores_BNQK, float("-3.4e38"))
         probabilities_BNQK = ops.cast(ops.softmax(scores_BNQK, axis=-1), self.compute_dtype)
         probabilities_BNQK = self.dropout(probabilities_BNQK, training=training)
-
         context_BQNH = ops.einsum("bnqk,bknh->bqnh", probabilities_BNQK, value_BKNH)
-        return self.attention_output(context_BQNH)
-
-    def compute_output_shape(self, hidden_states_shape, attention_mask_shape=None):
-        """Return (batch, sequence, hidden)."""
-        return hidden_states_shape
+        return self.attention_output(context_BQNH), probabilities_BNQK
 
     def get_config(self):
         """Return the arguments of the constructor."""

@@ -85,17 +85,33 @@ class MegatronBertEmbedding(keras.layers.Layer):
         Raises:
             ValueError: the sequence is longer than the position table.
         """
-        length = token_ids.shape[1]
-        if length is not None and length > self.max_sequence_length and position_ids is None:
-            raise ValueError(
-                f"the sequence has {length} tokens but the model has {self.max_sequence_length} "
-                "positions: truncate it (the preprocessors do)"
-            )
+        return self.add_to(self.token_embedding(token_ids), segment_ids, position_ids, training)
+
+    def add_to(self, embedded, segment_ids=None, position_ids=None, training=None):
+        """Add position and segment embeddings to what stands for the tokens, and drop out.
+
+        Args:
+            embedded: float (batch, sequence, hidden).
+            segment_ids: as of `call`.
+            position_ids: as of `call`.
+            training: as of `call`.
+
+        Returns:
+            float (batch, sequence, hidden).
+
+        Raises:
+            ValueError: the sequence is longer than the position table.
+        """
+        length = embedded.shape[1]
         if position_ids is None:
-            position_ids = ops.expand_dims(ops.arange(ops.shape(token_ids)[1], dtype="int32"), 0)
+            if length is not None and length > self.max_sequence_length:
+                raise ValueError(
+                    f"the sequence has {length} tokens but the model has "
+                    f"{self.max_sequence_length} positions: truncate it (the preprocessors do)"
+                )
+            position_ids = ops.expand_dims(ops.arange(ops.shape(embedded)[1], dtype="int32"), 0)
         if segment_ids is None:
-            segment_ids = ops.zeros_like(token_ids)
-        embedded = self.token_embedding(token_ids)
+            segment_ids = ops.zeros(ops.shape(embedded)[:2], dtype="int32")
         embedded = embedded + self.segment_embedding(segment_ids)
         embedded = embedded + self.position_embedding(position_ids)
         return self.dropout(embedded, training=training)

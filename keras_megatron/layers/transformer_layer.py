@@ -1,6 +1,7 @@
 import keras
+from keras import ops
 
-from keras_megatron.layers.attention import SelfAttention
+from keras_megatron.layers.attention import MultiHeadAttention
 from keras_megatron.layers.common import (
     get_activation,
     layer_norm,
@@ -30,6 +31,8 @@ class MegatronBertLayer(keras.layers.Layer):
         initializer_range: float. Standard deviation of the kernels at the start.
         gradient_checkpointing: bool. Recompute the layer in the backward pass of training instead
             of keeping its activations.
+        cross_attention: bool. Whether a block that attends to an encoder's hidden states follows
+            self-attention: `x += dropout(attention(LN(x), encoder))`.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class MegatronBertLayer(keras.layers.Layer):
         layer_norm_epsilon: float = 1e-5,
         initializer_range: float = 0.02,
         gradient_checkpointing: bool = False,
+        cross_attention: bool = False,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -58,22 +62,24 @@ class MegatronBertLayer(keras.layers.Layer):
         self.initializer_range = initializer_range
         self.gradient_checkpointing = gradient_checkpointing
 
+        self.has_cross_attention = cross_attention
+
         dtype = self.dtype_policy
-        self.self_attention_layer_norm = layer_norm(
-            layer_norm_epsilon, dtype, "self_attention_layer_norm"
-        )
-        self.self_attention = SelfAttention(
-            num_heads=num_heads,
-            head_dim=head_dim,
-            num_layers=num_layers,
-            dropout=attention_dropout,
-            initializer_range=initializer_range,
-            dtype=dtype,
-            name="self_attention",
-        )
-        self.self_attention_dropout = keras.layers.Dropout(
-            dropout, dtype=dtype, name="self_attention_dropout"
-        )
+        for name in ("self_attention", "cross_attention")[: 1 + cross_attention]:
+            norm = layer_norm(layer_norm_epsilon, dtype, f"{name}_layer_norm")
+            attention = MultiHeadAttention(
+                num_heads=num_heads,
+                head_dim=head_dim,
+                num_layers=num_layers,
+                dropout=attention_dropout,
+                initializer_range=initializer_range,
+                dtype=dtype,
+                name=name,
+            )
+            drop = keras.layers.Dropout(dropout, dtype=dtype, name=f"{name}_dropout")
+            setattr(self, f"{name}_layer_norm", norm)
+            setattr(self, name, attention)
+            setattr(self, f"{name}_dropout", drop)
         self.feedforward_layer_norm = layer_norm(
             layer_norm_epsilon, dtype, "feedforward_layer_norm"
         )
@@ -92,6 +98,9 @@ class MegatronBertLayer(keras.layers.Layer):
         """Build the blocks for inputs of (batch, sequence, hidden)."""
         self.self_attention_layer_norm.build(hidden_states_shape)
         self.self_attention.build(hidden_states_shape)
+        if self.has_cross_attention:
+            self.cross_attention_layer_norm.build(hidden_states_shape)
+            self.cross_attention.build(hidden_states_shape)
         self.feedforward_layer_norm.build(hidden_states_shape)
         self.feedforward_intermediate_dense.build(hidden_states_shape)
         self.feedforward_output_dense = keras.layers.Dense(
@@ -103,37 +112,123 @@ class MegatronBertLayer(keras.layers.Layer):
         self.feedforward_output_dense.build((*hidden_states_shape[:-1], self.intermediate_dim))
         self.built = True
 
-    def call(self, hidden_states, attention_mask=None, training=None):
+    def call(
+        self,
+        hidden_states,
+        attention_mask=None,
+        encoder_hidden_states=None,
+        encoder_mask=None,
+        output_attentions=False,
+        training=None,
+    ):
         """Transform hidden states.
 
         Args:
             hidden_states: float (batch, sequence, hidden).
             attention_mask: bool, broadcast to (batch, heads, query, key), or None.
+            encoder_hidden_states: float (batch, key, hidden), for a layer with cross-attention.
+            encoder_mask: bool, broadcast to (batch, heads, query, key of the encoder), or None.
+            output_attentions: whether to return attention probabilities too.
             training: whether to drop out.
 
         Returns:
-            float (batch, sequence, hidden).
+            float (batch, sequence, hidden), or a tuple of this and a tuple of the probabilities of
+            self-attention and, if there is one, cross-attention.
         """
-        if not (self.gradient_checkpointing and training):
-            return self._blocks(hidden_states, attention_mask, training)
 
-        def blocks(hidden_states):
-            return self._blocks(hidden_states, attention_mask, training)
+        def blocks(hidden_states, encoder_hidden_states=None):
+            hidden_states, attentions = self._blocks(
+                hidden_states, attention_mask, encoder_hidden_states, encoder_mask, training
+            )
+            return (hidden_states, attentions) if output_attentions else hidden_states
 
-        return rematerialize(blocks, seed_generators(self), hidden_states)
+        tensors = [hidden_states]
+        if self.has_cross_attention:
+            tensors.append(encoder_hidden_states)
+        if self.gradient_checkpointing and training:
+            return rematerialize(blocks, seed_generators(self), *tensors)
+        return blocks(*tensors)
 
-    def _blocks(self, x, attention_mask, training):
-        attended = self.self_attention(
-            self.self_attention_layer_norm(x), attention_mask=attention_mask, training=training
+    def _blocks(self, x, attention_mask, encoder_hidden_states, encoder_mask, training):
+        attended, *attentions = self.self_attention(
+            self.self_attention_layer_norm(x),
+            attention_mask=attention_mask,
+            return_attention_scores=True,
+            training=training,
         )
         x = x + self.self_attention_dropout(attended, training=training)
+        if self.has_cross_attention:
+            attended, scores = self.cross_attention(
+                self.cross_attention_layer_norm(x),
+                attention_mask=encoder_mask,
+                encoder_hidden_states=encoder_hidden_states,
+                return_attention_scores=True,
+                training=training,
+            )
+            x = x + self.cross_attention_dropout(attended, training=training)
+            attentions.append(scores)
+        return self._feed_forward(x, training), tuple(attentions)
+
+    def _feed_forward(self, x, training=None):
         fed = self.feedforward_intermediate_dense(self.feedforward_layer_norm(x))
         fed = self.feedforward_output_dense(fed)
         return x + self.feedforward_dropout(fed, training=training)
 
-    def compute_output_shape(self, hidden_states_shape, attention_mask_shape=None):
-        """Return (batch, sequence, hidden)."""
-        return hidden_states_shape
+    def decode(self, hidden_states, cache, index, attention_mask, encoder_mask=None):
+        """Transform some positions of a sequence whose earlier keys and values are known.
+
+        Args:
+            hidden_states: float (batch, new positions, hidden).
+            cache: dict of `key` and `value` (batch, length, heads, head_dim), and for a layer with
+                cross-attention `cross_key` and `cross_value` of the encoder's positions.
+            index: int, the position of the first new one.
+            attention_mask: bool, broadcast to (batch, heads, new positions, length).
+            encoder_mask: bool, broadcast to (batch, heads, new positions, encoder's length).
+
+        Returns:
+            A tuple of the new hidden states and the cache with the new keys and values.
+        """
+        normed = self.self_attention_layer_norm(hidden_states)
+        key, value = self.self_attention.keys_and_values(normed)
+        start = (0, index, 0, 0)
+        cache = {
+            **cache,
+            "key": ops.slice_update(cache["key"], start, key),
+            "value": ops.slice_update(cache["value"], start, value),
+        }
+        attended, _ = self.self_attention.attend(
+            normed, cache["key"], cache["value"], attention_mask
+        )
+        hidden_states = hidden_states + attended
+        if self.has_cross_attention:
+            attended, _ = self.cross_attention.attend(
+                self.cross_attention_layer_norm(hidden_states),
+                cache["cross_key"],
+                cache["cross_value"],
+                encoder_mask,
+            )
+            hidden_states = hidden_states + attended
+        return self._feed_forward(hidden_states), cache
+
+    def compute_output_spec(
+        self,
+        hidden_states,
+        attention_mask=None,
+        encoder_hidden_states=None,
+        encoder_mask=None,
+        output_attentions=False,
+        training=None,
+    ):
+        """Return the shapes and types of what `call` returns."""
+        spec = keras.KerasTensor(hidden_states.shape, self.compute_dtype)
+        if not output_attentions:
+            return spec
+        batch, queries, _ = hidden_states.shape
+        keys = [queries]
+        if self.has_cross_attention:
+            keys.append(encoder_hidden_states.shape[1])
+        shapes = [(batch, self.num_heads, queries, count) for count in keys]
+        return spec, tuple(keras.KerasTensor(shape, self.compute_dtype) for shape in shapes)
 
     def get_config(self):
         """Return the arguments of the constructor."""
@@ -149,4 +244,5 @@ class MegatronBertLayer(keras.layers.Layer):
             "layer_norm_epsilon": self.layer_norm_epsilon,
             "initializer_range": self.initializer_range,
             "gradient_checkpointing": self.gradient_checkpointing,
+            "cross_attention": self.has_cross_attention,
         }

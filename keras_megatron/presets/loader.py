@@ -7,9 +7,9 @@ list of types is fixed. `install_loader` puts a class in its place that takes th
 
 import os
 import warnings
-from collections.abc import Callable, Mapping
 
 import keras_hub
+from keras_hub.src.utils import preset_utils
 from keras_hub.src.utils.preset_utils import KerasPresetLoader, PresetLoader, load_json
 from keras_hub.src.utils.transformers import preset_loader
 
@@ -17,19 +17,19 @@ from keras_megatron.backbone import MegatronBertBackbone
 from keras_megatron.checkpoints import (
     backbone_config,
     check_folder,
+    class_names,
+    default_class_names,
     load_weights,
-    masked_lm_config,
+    task_arguments,
 )
 from keras_megatron.presets.cache import converted_weights
 from keras_megatron.presets.hugging_face import has_tokenizer, local_folder, tokenizer_arguments
+from keras_megatron.presets.keras_folders import MegatronBertKerasLoader
 from keras_megatron.presets.registry import find
-from keras_megatron.tasks.masked_lm import MegatronBertMaskedLM
 
 MODEL_TYPE = "megatron-bert"
 KERAS_HUB_LOADER = preset_loader.TransformersPresetLoader
 
-# Tasks whose head a Hugging Face folder may hold, with what turns its config.json into arguments.
-HEADS: dict[type, Callable[[Mapping], dict]] = {MegatronBertMaskedLM: masked_lm_config}
 # Weights that a model often leaves behind, as it has another head than the folder's.
 _OTHER_HEADS = (
     *("bert.pooler.", "cls.predictions.", "cls.seq_relationship."),
@@ -75,16 +75,19 @@ class MegatronBertPresetLoader(PresetLoader):
         """Build a task; its head is loaded too if the preset has one of this kind."""
         if load_weights and self.named:
             return self._converted().load_task(cls, load_weights, load_task_weights, **kwargs)
-        head = next((HEADS[task] for task in HEADS if issubclass(cls, task)), None)
-        if head:
-            kwargs = {**head(self.config), **kwargs}
+        self._check_is_decoder(cls)
+        kwargs = {**task_arguments(cls, self.config), **kwargs}
         if "preprocessor" not in kwargs and not self.named and not has_tokenizer(self.preset):
             warnings.warn(
                 f"{self.preset} has no vocabulary: the model has no preprocessor and takes ids",
                 stacklevel=3,  # the caller of from_preset
             )
             kwargs["preprocessor"] = None
-        with_head = load_weights and load_task_weights and head is not None
+        if "preprocessor" not in kwargs:
+            kwargs["preprocessor"] = self.load_preprocessor(
+                cls.preprocessor_cls, **self._class_names(cls, kwargs)
+            )
+        with_head = load_weights and load_task_weights
         if with_head:
             self._check()
         task = super().load_task(cls, load_weights and not with_head, load_task_weights, **kwargs)
@@ -103,9 +106,23 @@ class MegatronBertPresetLoader(PresetLoader):
             return cls(vocabulary=self.named.vocabulary_file, **kwargs)
         return cls(**{**tokenizer_arguments(self.preset), **kwargs})
 
+    def _class_names(self, cls: type, kwargs: dict) -> dict:
+        """Return the argument for a classifier's preprocessor, if the folder names its classes."""
+        names = class_names(self.config) if "num_classes" in kwargs else []
+        if len(names) != kwargs.get("num_classes") or names == default_class_names(len(names)):
+            return {}
+        return {"class_names": names}
+
+    def _check_is_decoder(self, cls: type) -> None:
+        if self.config.get("is_decoder") and not issubclass(cls, keras_hub.models.CausalLM):
+            raise ValueError(
+                f"{self.preset} holds a decoder (is_decoder is true): load it with "
+                "MegatronBertCausalLM"
+            )
+
     def _converted(self) -> KerasPresetLoader:
         folder = str(converted_weights(self.named))
-        return KerasPresetLoader(folder, load_json(folder))
+        return MegatronBertKerasLoader(folder, load_json(folder))
 
     def _check(self) -> None:
         """Check the weights before a model takes memory for what config.json claims."""
@@ -133,5 +150,6 @@ class _ChoosingLoader(KERAS_HUB_LOADER):
 
 
 def install_loader() -> None:
-    """Have KerasHub use this loader; `get_preset_loader` looks the class up at each call."""
+    """Have KerasHub use these loaders; `get_preset_loader` looks the classes up at each call."""
     preset_loader.TransformersPresetLoader = _ChoosingLoader
+    preset_utils.KerasPresetLoader = MegatronBertKerasLoader

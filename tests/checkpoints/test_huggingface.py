@@ -28,10 +28,11 @@ from keras_megatron.checkpoints import (
     backbone_config,
     export_to_transformers,
     load_weights,
-    masked_lm_config,
+    task_arguments,
 )
+from keras_megatron.checkpoints.architectures import promised_parts
 from keras_megatron.checkpoints.huggingface import open_weights
-from keras_megatron.checkpoints.huggingface_config import ACTIVATIONS, promises_head
+from keras_megatron.checkpoints.huggingface_config import ACTIVATIONS
 from keras_megatron.layers.common import get_activation
 
 TOLERANCE = 2e-5
@@ -40,7 +41,11 @@ TOLERANCE = 2e-5
 def build(folder, task=True, **options):
     config = json.loads((folder / "config.json").read_text())
     backbone = MegatronBertBackbone(**{**backbone_config(config), **options})
-    return MegatronBertMaskedLM(backbone, **masked_lm_config(config)) if task else backbone
+    return (
+        MegatronBertMaskedLM(backbone, **task_arguments(MegatronBertMaskedLM, config))
+        if task
+        else backbone
+    )
 
 
 def load(folder, task=True):
@@ -343,7 +348,7 @@ def test_the_whole_head_is_needed_where_it_is_promised(folder):
         ({"initializer_range": float("nan")}, ["initializer_range=nan"]),
         ({"layer_norm_eps": 0}, ["layer_norm_eps=0"]),
         ({"layer_norm_eps": "1e-5"}, ["layer_norm_eps='1e-5'"]),
-        ({"is_decoder": True}, ["is_decoder=True"]),
+        ({"is_decoder": 1}, ["is_decoder=1"]),
         ({"add_cross_attention": True}, ["add_cross_attention"]),
         ({"position_embedding_type": "relative_key"}, ["relative_key"]),
     ],
@@ -357,7 +362,7 @@ def test_configurations_of_other_models(changes, parts):
 @pytest.mark.parametrize("names", ["MegatronBertForMaskedLM", [["a"]], {}])
 def test_architectures_of_another_type(names):
     with one_line_error("architectures"):
-        promises_head({"architectures": names})
+        promised_parts({"architectures": names})
 
 
 @pytest.mark.backend_independent

@@ -1,0 +1,87 @@
+"""KerasHub's loader of Keras preset folders, which shares heads between this package's tasks."""
+
+import inspect
+
+import keras
+from keras_hub.src.utils import preset_utils
+from keras_hub.src.utils.preset_utils import (
+    TASK_CONFIG_FILE,
+    TASK_WEIGHTS_FILE,
+    KerasPresetLoader,
+    check_config_class,
+    check_file_exists,
+    get_file,
+    load_json,
+)
+
+from keras_megatron.tasks.preprocessor import MegatronBertPreprocessor
+from keras_megatron.tasks.task import MegatronBertTask
+
+# Heads that several tasks have, and that mean the same in each.
+_SHARED = ("mlm_head/", "binary_head/")
+
+
+class MegatronBertKerasLoader(KerasPresetLoader):
+    """Loads Keras presets as KerasHub does, with two differences for this package's classes.
+
+    A task takes from another task's preset the heads that both have: a masked language model and a
+    next-sentence predictor from a pretrainer's, for instance. And a preprocessor made for another
+    task than the preset's makes as many tokens as the model has positions.
+    """
+
+    def load_task(self, cls: type, load_weights: bool, load_task_weights: bool, **kwargs):
+        """Build a task; its head is loaded too where the preset has it."""
+        parameters = inspect.signature(cls).parameters
+        if "num_classes" in {*parameters} - {*kwargs} and not self._has(cls, TASK_CONFIG_FILE):
+            raise ValueError(
+                f"{self.preset} is of another task and has no head for {cls.__name__}: give "
+                "num_classes, and a new one is made"
+            )
+        stored = self._other_task(cls)
+        if stored is None:
+            return super().load_task(cls, load_weights, load_task_weights, **kwargs)
+        config = load_json(self.preset, TASK_CONFIG_FILE)["config"]
+        if "head_activation" in parameters:
+            kwargs.setdefault("head_activation", config.get("head_activation", "gelu"))
+        task = super().load_task(cls, load_weights, load_task_weights, **kwargs)
+        if load_weights and load_task_weights and check_file_exists(self.preset, TASK_WEIGHTS_FILE):
+            self._share_heads(task, stored, config)
+        return task
+
+    def load_preprocessor(self, cls: type, config_file=None, **kwargs):
+        """Build a preprocessor, by default for as many tokens as the model has positions."""
+        arguments = {} if config_file is None else {"config_file": config_file}
+        file = config_file or preset_utils.PREPROCESSOR_CONFIG_FILE
+        if issubclass(cls, MegatronBertPreprocessor) and not self._has(cls, file):
+            positions = self.config["config"]["max_sequence_length"]
+            kwargs.setdefault("sequence_length", positions)
+        return super().load_preprocessor(cls, **arguments, **kwargs)
+
+    def _has(self, cls: type, config_file: str) -> bool:
+        """Say whether the preset holds the configuration of an object of a class."""
+        return check_file_exists(self.preset, config_file) and issubclass(
+            check_config_class(load_json(self.preset, config_file)), cls
+        )
+
+    def _other_task(self, cls: type) -> type | None:
+        """Return the class of the preset's task if it and `cls` are two of this package's."""
+        if not issubclass(cls, MegatronBertTask) or self._has(cls, TASK_CONFIG_FILE):
+            return None
+        if not check_file_exists(self.preset, TASK_CONFIG_FILE):
+            return None
+        stored = check_config_class(load_json(self.preset, TASK_CONFIG_FILE))
+        return stored if issubclass(stored, MegatronBertTask) else None
+
+    def _share_heads(self, task: MegatronBertTask, cls: type, config: dict) -> None:
+        """Fill the heads of `task` from the weights of the preset's task, of class `cls`."""
+        heads = {v.path: v for v in task.weights if v.path.startswith(_SHARED)}
+        if not heads:
+            return
+        own = {"backbone": task.backbone, "preprocessor": None, "compile": False}
+        accepted = inspect.signature(cls).parameters
+        rest = {name: value for name, value in config.items() if name in accepted}
+        stored = cls(**{**rest, **own})
+        stored.load_task_weights(get_file(self.preset, TASK_WEIGHTS_FILE))
+        for variable in stored.weights:
+            if variable.path in heads:
+                heads[variable.path].assign(keras.ops.convert_to_tensor(variable))
