@@ -231,17 +231,27 @@ class MegatronBertBackbone(keras_hub.models.Backbone):
         asked = {name: value for name, value in asked.items() if value}
         return super().__call__(inputs, *args, **asked, **kwargs)
 
-    def call(self, inputs, training=None, mask=None, **asked):
+    def call(
+        self,
+        inputs,
+        training=None,
+        mask=None,
+        causal=False,
+        output_hidden_states=False,
+        output_attentions=False,
+    ):
         """See `__call__`. What the functional model does not have is computed layer by layer."""
-        if not asked and not set(inputs).intersection(OPTIONAL_INPUTS):
+        extras = (causal, output_hidden_states, output_attentions)
+        if not any(extras) and not set(inputs).intersection(OPTIONAL_INPUTS):
             return super().call(inputs, training=training, mask=mask)
-        return encode(self.get_layer, self.num_layers, inputs, training=training, **asked)
+        return encode(self.get_layer, self.num_layers, inputs, *extras, training=training)
 
-    def compute_output_spec(self, inputs, training=None, mask=None, **asked):
+    def compute_output_spec(self, inputs, training=None, mask=None, causal=False, **asked):
         """Return the shapes and types of what `__call__` returns."""
         if not asked and not set(inputs).intersection(OPTIONAL_INPUTS):
             return super().compute_output_spec(inputs, training=training, mask=mask)
-        return encode(self.get_layer, self.num_layers, inputs, training=training, **asked)
+        outputs = encode(self.get_layer, self.num_layers, inputs, causal, **asked)
+        return keras.tree.map_structure(lambda x: keras.KerasTensor(x.shape, x.dtype), outputs)
 
     def _check_names(self, inputs) -> None:
         """Refuse inputs that are missing, unknown, or given in two ways."""

@@ -50,24 +50,29 @@ class MaskedLMHead(keras.layers.Layer):
         )
         self.built = True
 
-    def call(self, sequence_output, mask_positions):
+    def call(self, sequence_output, mask_positions=None):
         """Score the vocabulary.
 
         Args:
             sequence_output: float (batch, sequence, hidden).
-            mask_positions: int (batch, masks), positions in the sequence.
+            mask_positions: int (batch, masks), positions in the sequence; all of them if None.
 
         Returns:
             Logits, float (batch, masks, vocabulary).
         """
-        positions = ops.expand_dims(mask_positions, axis=-1)
-        masked = ops.take_along_axis(sequence_output, positions, axis=1)
-        masked = self.layer_norm(self.dense(masked))
-        return self.token_embedding(masked, reverse=True) + self.bias
+        scored = sequence_output
+        if mask_positions is not None:
+            positions = ops.expand_dims(mask_positions, axis=-1)
+            scored = ops.take_along_axis(sequence_output, positions, axis=1)
+        scored = self.layer_norm(self.dense(scored))
+        return self.token_embedding(scored, reverse=True) + self.bias
 
-    def compute_output_shape(self, sequence_output_shape, mask_positions_shape):
+    def compute_output_shape(self, sequence_output_shape, mask_positions_shape=None):
         """Return (batch, masks, vocabulary)."""
-        return (*mask_positions_shape, self.token_embedding.input_dim)
+        return (
+            *(mask_positions_shape or sequence_output_shape[:2]),
+            self.token_embedding.input_dim,
+        )
 
     def get_config(self):
         """Return the arguments of the constructor."""
