@@ -187,6 +187,9 @@ class MegatronBertBackbone(keras_hub.models.Backbone):
         self.embeddings = embeddings
         self.token_embedding = embeddings.token_embedding
         self.transformer_layers = transformer_layers
+        if self.token_embedding.quantization_mode == "int4":
+            # Keras quantizes weights only, but forgets that when it loads them again.
+            self.token_embedding.inputs_quantizer = None
 
     def __call__(
         self,
@@ -247,10 +250,20 @@ class MegatronBertBackbone(keras_hub.models.Backbone):
         return encode(self.get_layer, self.num_layers, inputs, *extras, training=training)
 
     def compute_output_spec(self, inputs, training=None, mask=None, causal=False, **asked):
-        """Return the shapes and types of what `__call__` returns."""
-        if not asked and not set(inputs).intersection(OPTIONAL_INPUTS):
+        """Return the shapes and types of what `__call__` returns.
+
+        Raises:
+            ValueError: hidden states or attentions are asked for: Keras takes it for granted that a
+                functional model has the outputs that it was made with.
+        """
+        if any(asked.values()):
+            raise ValueError(
+                "hidden states and attentions cannot be outputs of a keras.Input: call the "
+                "backbone on arrays, or in the call method of a layer or model of yours"
+            )
+        if not set(inputs).intersection(OPTIONAL_INPUTS):
             return super().compute_output_spec(inputs, training=training, mask=mask)
-        outputs = encode(self.get_layer, self.num_layers, inputs, causal, **asked)
+        outputs = encode(self.get_layer, self.num_layers, inputs)  # causality changes no shape
         return keras.tree.map_structure(lambda x: keras.KerasTensor(x.shape, x.dtype), outputs)
 
     def _check_names(self, inputs) -> None:
@@ -283,6 +296,21 @@ class MegatronBertBackbone(keras_hub.models.Backbone):
         check_token_inputs(
             inputs, self.vocabulary_size, self.num_segments, self.max_sequence_length
         )
+
+    def enable_lora(self, rank: int, target_layer_names: list[str] | None = None) -> None:
+        """Freeze the encoder, and train low-rank changes of query and value kernels instead.
+
+        LoRA, arXiv 2106.09685, section 4; see `keras_hub.models.Backbone.enable_lora`. Biases are
+        frozen too: KerasHub would train those beside an adapter, and not save them with it.
+
+        Args:
+            rank: the rank of the change of each kernel.
+            target_layer_names: names of the layers to change, `["query", "value"]` by default.
+        """
+        super().enable_lora(rank, target_layer_names)
+        for layer in self._flatten_layers(include_self=False):
+            if getattr(layer, "lora_enabled", False) and getattr(layer, "bias", None) is not None:
+                layer.bias.trainable = False
 
     @property
     def gradient_checkpointing(self) -> bool:

@@ -1,7 +1,5 @@
 """The `keras-megatron` command."""
 
-import difflib
-import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -11,6 +9,9 @@ import rich.table
 import rich.text
 import typer
 
+from keras_megatron import cli_finetuning
+from keras_megatron.cli_presets import DEFAULT_PRESET, check_preset
+
 # Each with the work it is from; all are in the public domain.
 EXAMPLES = {
     "It is a truth universally acknowledged, that a single [MASK] in possession of a good fortune, "
@@ -19,7 +20,6 @@ EXAMPLES = {
     "The LORD is my shepherd; I shall not [MASK].": "Psalm 23:1, King James Version",
     "Fellow-citizens, we can not escape [MASK].": "Abraham Lincoln, message to Congress, 1862",
 }
-DEFAULT_PRESET = "megatron_bert_tiny_uncased"
 
 app = typer.Typer(
     add_completion=False,
@@ -81,7 +81,7 @@ def fill_mask(
 
     sources = [] if texts else list(EXAMPLES.values())
     texts = texts or list(EXAMPLES)
-    _check_preset(preset)
+    check_preset(preset)
     model = MegatronBertMaskedLM.from_preset(preset)
     title = f"{preset} on Keras {keras.__version__}, backend {keras.backend.backend()}"
     table = _table(title, lines=True)
@@ -154,19 +154,8 @@ def presets() -> None:
     print(f"Cache: {cache_folder()} (set KERAS_HOME to move it)")
 
 
-def _check_preset(preset: str) -> None:
-    """Refuse what is neither a known name, nor a folder, nor the address of one."""
-    from keras_megatron.presets.registry import known
-
-    names = [known_preset.name for known_preset in known()]
-    if preset in names or "://" in preset or os.path.isdir(preset):
-        return
-    close = " or ".join(difflib.get_close_matches(preset, names))
-    hint = f"did you mean {close}? " if close else ""
-    raise ValueError(
-        f"{preset!r} is neither a folder nor the name of a preset: {hint}`keras-megatron presets` "
-        "lists the names"
-    )
+app.command()(cli_finetuning.finetune)
+app.command()(cli_finetuning.predict)
 
 
 def _table(title: str, lines: bool = False) -> rich.table.Table:

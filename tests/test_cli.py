@@ -109,7 +109,7 @@ def test_convert_passes_its_options(run, checkpoint, tmp_path):
 
 def test_presets_are_listed(run, tmp_path):
     cached = tmp_path / "home" / "models" / "keras_megatron" / "megatron_bert_345m_cased"
-    (cached / "format_1").mkdir(parents=True)
+    (cached / "format_2").mkdir(parents=True)
     status, out, _ = run("presets")
     assert status == 0
     for row in (

@@ -12,12 +12,15 @@ from keras_megatron.checkpoints.staging import reserve_space, staged_folder
 from keras_megatron.checkpoints.weight_names import weights
 from keras_megatron.tasks.masked_lm import MegatronBertMaskedLM
 from keras_megatron.tasks.masked_lm_preprocessor import MegatronBertMaskedLMPreprocessor
+from keras_megatron.tasks.pretrainer import MegatronBertPretrainer
+from keras_megatron.tasks.pretrainer_preprocessor import MegatronBertPretrainerPreprocessor
 from keras_megatron.tokenizer import MegatronBertTokenizer
 
 _BUNDLED = pathlib.Path(__file__).parent.parent / "presets" / "vocabularies"
 # Rows of BERT's two vocabularies: padded to multiples of 128 times 1, 2, 4 or 8 GPUs.
 _ROWS = {29056: "cased", 29184: "cased", 29696: "cased", 30592: "uncased", 30720: "uncased"}
 _MOST_PADDING = 128 * 8
+_BINARY_HEAD = "cls.seq_relationship.weight"
 _HDF5_OVERHEAD = 8192  # bytes for each array
 
 
@@ -48,7 +51,7 @@ def convert_checkpoint(
         progress: Print a line for each step.
 
     Returns:
-        Keys of the checkpoint that the masked language model has no place for.
+        Keys of the checkpoint that the model has no place for.
 
     Raises:
         ValueError: in one line: the checkpoint is damaged, hostile or of another model; the
@@ -115,13 +118,18 @@ def _weight_file_size(checkpoint: MegatronCheckpoint) -> int:
 
 def _build(
     checkpoint: MegatronCheckpoint, tokenizer: MegatronBertTokenizer
-) -> tuple[MegatronBertMaskedLM, list[str]]:
-    """Make the model; also return the checkpoint's keys for which it has no place."""
+) -> tuple[MegatronBertMaskedLM | MegatronBertPretrainer, list[str]]:
+    """Make the model; also return the checkpoint's keys for which it has no place.
+
+    A checkpoint with a binary head makes a pretrainer's preset. Every task takes from it what it
+    has: a masked language model its head, a next-sentence predictor the other.
+    """
     backbone = MegatronBertBackbone(**checkpoint.config, dtype="float32")
-    preprocessor = MegatronBertMaskedLMPreprocessor(
-        tokenizer, sequence_length=backbone.max_sequence_length
-    )
-    model = MegatronBertMaskedLM(backbone, preprocessor, head_activation=checkpoint.head_activation)
+    task, preparing = MegatronBertMaskedLM, MegatronBertMaskedLMPreprocessor
+    if _BINARY_HEAD in checkpoint.weights:
+        task, preparing = MegatronBertPretrainer, MegatronBertPretrainerPreprocessor
+    preprocessor = preparing(tokenizer, sequence_length=backbone.max_sequence_length)
+    model = task(backbone, preprocessor, head_activation=checkpoint.head_activation)
     unused, _ = assign_weights(model, checkpoint.weights, optional_parts=("pooler",))
     megatron = {row.hugging_face: row.megatron for row in weights(backbone.num_layers)}
     return model, checkpoint.unused + [megatron[name] for name in unused]

@@ -33,6 +33,7 @@ def check_token_inputs(
     limits = {
         "token_ids": vocabulary_size,
         "segment_ids": num_segments,
+        "position_ids": max_sequence_length,
         "mask_positions": length,
     }
     for name, limit in limits.items():

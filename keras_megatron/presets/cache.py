@@ -1,13 +1,13 @@
 """Where converted weights live, and how they get there.
 
     $KERAS_HOME/models/keras_megatron/NAME/     (KERAS_HOME is ~/.keras by default)
-        format_1/       the converted preset; its source.json says what it was made from
+        format_2/       the converted preset; its source.json says what it was made from
         *.zip           the release, until it is converted; one that you put here is used, and kept
         *.zip.part      what an interrupted download got so far
         converting/     a conversion at work, or what a killed one left: never used, soon removed
         lock            held by the one process that downloads and converts
 
-`format_1` appears by one renaming, so it is whole or absent. KERAS_MEGATRON_KEEP_DOWNLOADS=1 keeps
+`format_2` appears by one renaming, so it is whole or absent. KERAS_MEGATRON_KEEP_DOWNLOADS=1 keeps
 the downloaded zip too.
 """
 
@@ -30,7 +30,7 @@ from keras_megatron.presets.download import DownloadError, download, record_file
 from keras_megatron.presets.registry import Preset
 from keras_megatron.version import __version__
 
-FORMAT = 1  # of the converted files; a higher number makes everybody convert again
+FORMAT = 2  # of the converted files; a higher number makes everybody convert again
 SIZES = ("vocabulary_size", "num_layers", "num_heads", "hidden_dim", "intermediate_dim")
 FILES = ("config.json", "model.weights.h5", "task.weights.h5")  # what a conversion makes
 KEEP_VARIABLE = "KERAS_MEGATRON_KEEP_DOWNLOADS"

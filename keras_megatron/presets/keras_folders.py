@@ -57,6 +57,17 @@ class MegatronBertKerasLoader(KerasPresetLoader):
             kwargs.setdefault("sequence_length", positions)
         return super().load_preprocessor(cls, **arguments, **kwargs)
 
+    def _resolve_dtype(self, config: dict, kwargs: dict):
+        """Load what was saved in mixed precision as what was saved in float: by Keras's policy.
+
+        KerasHub 0.32 takes the policy's name for that of a dtype, and fails.
+        """
+        saved = config.get("config", {}).get("dtype") or {}
+        name = (saved.get("config") or {}).get("name") or ""
+        if kwargs.get("dtype") is None and name.startswith("mixed_"):
+            return keras.config.dtype_policy()
+        return super()._resolve_dtype(config, kwargs)
+
     def _has(self, cls: type, config_file: str) -> bool:
         """Say whether the preset holds the configuration of an object of a class."""
         return check_file_exists(self.preset, config_file) and issubclass(

@@ -1,18 +1,12 @@
-import threading
-
 import keras
 import keras_hub
-import numpy as np
 
-from keras_megatron.pretraining.masking import MaskingScheme, mask_encoded
-from keras_megatron.tasks.preprocessor import MegatronBertPreprocessor
+from keras_megatron.tasks.masking_preprocessor import MaskingPreprocessor
 from keras_megatron.tokenizer import MegatronBertTokenizer
 
 
 @keras.saving.register_keras_serializable(package="keras_megatron")
-class MegatronBertMaskedLMPreprocessor(
-    MegatronBertPreprocessor, keras_hub.models.MaskedLMPreprocessor
-):
+class MegatronBertMaskedLMPreprocessor(MaskingPreprocessor, keras_hub.models.MaskedLMPreprocessor):
     """Turns raw text into masked-language-model samples, masked anew each time.
 
     Called with one text, a list of texts, or a tuple of two of either (a pair of segments), it
@@ -69,13 +63,6 @@ class MegatronBertMaskedLMPreprocessor(
         seed: int | None = None,
         **kwargs,
     ):
-        for name, value, least in (
-            ("sequence_length", sequence_length, 3),
-            ("mask_selection_length", mask_selection_length, 1),
-            ("seed", seed, 0),
-        ):
-            if value is not None and (not isinstance(value, int) or value < least):
-                raise ValueError(f"{name} must be an integer of at least {least}, not {value!r}")
         if "truncate" in kwargs:
             raise ValueError("truncate cannot be chosen: the longer text is always cut first")
         super().__init__(
@@ -87,18 +74,7 @@ class MegatronBertMaskedLMPreprocessor(
             random_token_rate=random_token_rate,
             **kwargs,
         )
-        self.scheme = MaskingScheme(
-            selection_rate=mask_selection_rate,
-            mask_rate=mask_token_rate,
-            random_rate=random_token_rate,
-            max_ngram=max_ngram,
-            whole_words=whole_word_masking,
-        )
-        self.whole_word_masking = whole_word_masking
-        self.max_ngram = max_ngram
-        self.seed = seed
-        self._rng = np.random.default_rng(seed)
-        self._rng_lock = threading.Lock()
+        self.init_masking(whole_word_masking, max_ngram, seed)
 
     def preprocess(self, columns: tuple, y=None, sample_weight=None, rng=None) -> tuple:
         """Return `(x, y, sample_weight)` for a text or texts, masked with `rng` if it is given.
@@ -108,54 +84,8 @@ class MegatronBertMaskedLMPreprocessor(
         """
         if y is not None or sample_weight is not None:
             raise ValueError("the labels are made from the texts: give no y and no sample_weight")
-        packed = self.tokenizer.encode(*columns, sequence_length=self.sequence_length)
-        if packed["token_ids"].ndim == 2:
-            return _as_sample(packed, *self._mask(packed["token_ids"], rng))
-        packed = {name: array[None] for name, array in packed.items()}
-        sample = _as_sample(packed, *self._mask(packed["token_ids"], rng))
-        return keras.tree.map_structure(lambda array: array[0], sample)
-
-    def _mask(self, token_ids: np.ndarray, rng: np.random.Generator | None = None):
-        if rng is None:
-            with self._rng_lock:  # tf.data and Grain call from many threads
-                rng = self._rng.spawn(1)[0]
-        return mask_encoded(token_ids, self.tokenizer, self.scheme, rng, self.mask_selection_length)
+        return self.masked(columns, rng)
 
     def preprocess_in_graph(self, columns: tuple, y=None, sample_weight=None) -> tuple:
-        """Tokenize in the graph of tf.data, and hide tokens there by the same numpy code."""
-        import tensorflow as tf
-
-        packed = self.tokenizer.encode(*columns, sequence_length=self.sequence_length)
-        token_ids = packed["token_ids"]
-        batched = token_ids.shape.rank == 2
-        matrix = token_ids if batched else token_ids[None]
-        masked = tf.numpy_function(
-            lambda ids: tuple(self._mask(ids)),
-            [matrix],
-            (tf.int32, tf.int32, tf.int32, tf.float32),
-            stateful=True,
-        )
-        length = self.mask_selection_length
-        length = self.scheme.length(self.sequence_length) if length is None else length
-        masked[0].set_shape(matrix.shape)
-        for tensor in masked[1:]:
-            tensor.set_shape((matrix.shape[0], length))
-        if not batched:
-            masked = [tensor[0] for tensor in masked]
-        return _as_sample(packed, *masked)
-
-    def get_config(self):
-        """Return the arguments of the constructor."""
-        config = super().get_config()
-        del config["truncate"]  # longest first, always
-        return {
-            **config,
-            "whole_word_masking": self.whole_word_masking,
-            "max_ngram": self.max_ngram,
-            "seed": self.seed,
-        }
-
-
-def _as_sample(packed, token_ids, mask_positions, mask_ids, mask_weights):
-    x = {**packed, "token_ids": token_ids, "mask_positions": mask_positions}
-    return x, mask_ids, mask_weights
+        """Do what `preprocess` does in the graph of tf.data."""
+        return self.masked_in_graph(columns)

@@ -148,6 +148,21 @@ class MegatronBertTask:
             parts.append(keras.tree.map_structure(lambda a, n=count: _as_float32(a[:n]), outputs))
         return keras.tree.map_structure(lambda *arrays: np.concatenate(arrays), *parts)
 
+    def save_to_preset(self, preset_dir, max_shard_size=10):
+        """Save as a preset; see `keras_hub.models.Task.save_to_preset`.
+
+        The state of the optimizer, two numbers a weight, is no part of a preset; KerasHub would
+        store it there, and warn when the preset is loaded. `save("model.keras")` keeps it.
+        """
+        optimizer = getattr(self, "optimizer", None)
+        if optimizer is None:
+            return super().save_to_preset(preset_dir, max_shard_size=max_shard_size)
+        self.optimizer = keras.optimizers.Adam()  # as new as the one from_preset compiles with
+        try:
+            return super().save_to_preset(preset_dir, max_shard_size=max_shard_size)
+        finally:
+            self.optimizer = optimizer
+
     def quantize(self, mode, config=None, **kwargs):
         """Quantize the backbone; see `keras.Model.quantize`. The small head keeps its precision."""
         self.backbone.quantize(mode, config=config, **kwargs)

@@ -17,7 +17,12 @@ from checkpoint_helpers import (
     tree,
 )
 
-from keras_megatron import MegatronBertMaskedLM
+from keras_megatron import (
+    MegatronBertMaskedLM,
+    MegatronBertNextSentencePredictor,
+    MegatronBertPretrainer,
+    MegatronBertTextClassifier,
+)
 from keras_megatron.checkpoints import convert_checkpoint
 
 TOLERANCE = 2e-5
@@ -124,11 +129,37 @@ def test_epsilon_can_be_set(tmp_path, vocabulary):
 def test_what_is_not_converted_is_reported(tmp_path, reference, vocabulary, capsys):
     source = tmp_path / "model_optim_rng.pt"
     release_format.write_checkpoint(source, reference, token_types=False)
+    state = torch.load(source, weights_only=False)
+    state["model"]["classification_head"] = {"weight": torch.zeros(3, 32)}
+    torch.save(state, source)
     unused = convert_checkpoint(source, tmp_path / "preset", vocabulary=vocabulary)
-    assert unused == ["binary_head.bias", "binary_head.weight"]
+    assert unused == ["classification_head.weight"]
     printed = capsys.readouterr().out
-    for text in ("not converted: binary_head.bias", "zeros", "version 0", "4 attention heads"):
+    parts = ("not converted: classification_head", "zeros", "version 0", "4 attention heads")
+    for text in parts:
         assert text in printed
+
+
+@pytest.mark.parity
+def test_every_task_takes_its_head_from_a_conversion(tmp_path, reference, vocabulary, parity):
+    source = tmp_path / "release.zip"
+    release_format.write_release_zip(source, reference)
+    convert_checkpoint(source, tmp_path / "preset", vocabulary=vocabulary)
+    preset, inputs = str(tmp_path / "preset"), make_inputs(reference.config)
+    expected = reference_outputs(reference, inputs)
+    predictor = MegatronBertNextSentencePredictor.from_preset(preset)
+    pretrainer = MegatronBertPretrainer.from_preset(preset)
+    positions = np.tile(np.arange(19, dtype="int32"), (2, 1))
+    both = pretrainer.logits({**inputs, "mask_positions": positions})
+    order = expected["seq_relationship_logits"]
+    parity("sentence order, converted", predictor.logits(inputs), order, TOLERANCE)
+    parity("sentence order, converted, pretrainer", both["nsp"], order, TOLERANCE)
+    parity(
+        "masked LM, converted, pretrainer", both["mlm"], expected["prediction_logits"], TOLERANCE
+    )
+    assert np.abs(predictor.logits(inputs)[:, ::-1] - order).max() > 2 * TOLERANCE
+    with pytest.raises(ValueError, match="give num_classes"):
+        MegatronBertTextClassifier.from_preset(preset)
 
 
 # === Vocabularies ===

@@ -30,8 +30,8 @@ def quick(monkeypatch):
 
 def test_first_use_downloads_and_converts(tiny, server, cache, release_zip):
     folder = converted_weights(tiny)
-    assert folder == cache / "format_1"
-    assert names(cache) == ["format_1"]
+    assert folder == cache / "format_2"
+    assert names(cache) == ["format_2"]
     assert {"config.json", "model.weights.h5", "tokenizer.json"} <= set(names(folder))
     assert [path for path, _ in server.requests] == [PATH]
     source = json.loads((folder / "source.json").read_text())
@@ -58,7 +58,7 @@ def test_second_use_touches_neither_network_nor_lock(tiny, server, monkeypatch):
 def test_download_is_kept_on_request(tiny, server, cache, monkeypatch):
     monkeypatch.setenv("KERAS_MEGATRON_KEEP_DOWNLOADS", "1")
     converted_weights(tiny)
-    assert names(cache) == ["format_1", FILE, FILE + ".json"]
+    assert names(cache) == ["format_2", FILE, FILE + ".json"]
 
 
 def test_zip_put_by_hand_is_used_and_kept(tiny, server, cache, release_zip):
@@ -66,7 +66,7 @@ def test_zip_put_by_hand_is_used_and_kept(tiny, server, cache, release_zip):
     (cache / "from a friend.zip").write_bytes(release_zip.read_bytes())
     folder = converted_weights(tiny)
     assert server.requests == []
-    assert names(cache) == ["format_1", "from a friend.zip"]
+    assert names(cache) == ["format_2", "from a friend.zip"]
     source = json.loads((folder / "source.json").read_text())
     assert source["file"] == "from a friend.zip"
     assert "url" not in source
@@ -84,11 +84,11 @@ def test_newer_format_converts_again(tiny, server, cache, monkeypatch):
 
 
 def test_incomplete_cache(tiny, cache):
-    (cache / "format_1").mkdir(parents=True)
-    (cache / "format_1" / "config.json").touch()
+    (cache / "format_2").mkdir(parents=True)
+    (cache / "format_2" / "config.json").touch()
     with pytest.raises(ValueError, match=r"lacks model\.weights\.h5, .*to convert again") as info:
         converted_weights(tiny)
-    assert str(cache / "format_1") in str(info.value)
+    assert str(cache / "format_2") in str(info.value)
 
 
 def test_cache_whose_name_is_too_long(tiny, monkeypatch):
@@ -133,7 +133,7 @@ def test_interrupted_download_goes_on_at_the_next_use(tiny, server, cache, quick
     assert names(cache) == [FILE + ".part", FILE + ".part.json"]
     converted_weights(tiny)
     assert server.bodies[-1][0] == 1 << 16
-    assert names(cache) == ["format_1"]
+    assert names(cache) == ["format_2"]
 
 
 def test_answer_that_is_no_zip(tiny, server, cache):
@@ -197,4 +197,4 @@ def test_disk_full_in_the_conversion(tiny, server, cache, monkeypatch):
     assert names(cache) == [FILE, FILE + ".json"]
     converted_weights(tiny)
     assert len(server.requests) == 1
-    assert names(cache) == ["format_1"]
+    assert names(cache) == ["format_2"]

@@ -58,12 +58,12 @@ def test_two_processes_at_once_download_and_convert_once(
         result = pool.submit(converted_weights, tiny)
         wait_until(lambda: "Waiting for another process" in capsys.readouterr().err, child)
         server.go_on.set()
-        assert result.result(120) == cache / "format_1"
+        assert result.result(120) == cache / "format_2"
     out, err = child.communicate(timeout=120)
     assert child.returncode == 0, err
-    assert out.splitlines()[-1] == str(cache / "format_1")
+    assert out.splitlines()[-1] == str(cache / "format_2")
     assert len(server.requests) == 1
-    assert names(cache) == ["format_1"]
+    assert names(cache) == ["format_2"]
 
 
 def test_killed_in_the_download(tiny, server, cache, tmp_path):
@@ -73,11 +73,11 @@ def test_killed_in_the_download(tiny, server, cache, tmp_path):
     # A file's last chunk may wait in the buffer of the one that writes.
     wait_until(lambda: part.exists() and part.stat().st_size >= 1 << 16, child)
     kill(child)
-    assert not (cache / "format_1").exists()
+    assert not (cache / "format_2").exists()
     begin = part.stat().st_size
     converted_weights(tiny)
     assert server.bodies[-1] == [begin, len(server.body) - begin]
-    assert names(cache) == ["format_1"]
+    assert names(cache) == ["format_2"]
 
 
 def test_killed_in_the_conversion(tiny, server, cache, tmp_path):
@@ -86,8 +86,8 @@ def test_killed_in_the_conversion(tiny, server, cache, tmp_path):
     wait_until(flag.exists, child)
     kill(child)
     assert names(cache) == ["converting", FILE, FILE + ".json"]
-    half = (cache / "converting" / "format_1" / "model.weights.h5").stat().st_size
+    half = (cache / "converting" / "format_2" / "model.weights.h5").stat().st_size
     folder = converted_weights(tiny)
     assert len(server.requests) == 1
-    assert names(cache) == ["format_1"]
+    assert names(cache) == ["format_2"]
     assert (folder / "model.weights.h5").stat().st_size > half

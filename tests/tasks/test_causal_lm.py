@@ -311,5 +311,5 @@ def test_labels_are_refused():
 
 def test_a_decoder_is_loaded_as_nothing_else(reference, tmp_path):
     reference.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="holds a decoder .* MegatronBertCausalLM"):
+    with pytest.raises(ValueError, match=r"holds a decoder .* MegatronBertCausalLM"):
         MegatronBertMaskedLM.from_preset(str(tmp_path), preprocessor=None)

@@ -1,0 +1,63 @@
+"""What a fine-tuned preset answers to the samples of a file."""
+
+import os
+from collections.abc import Sequence
+
+from keras_hub.src.utils.preset_utils import check_file_exists, load_json
+
+from keras_megatron.finetuning.job_table import job_of
+from keras_megatron.finetuning.jobs import Job
+
+_TASK_FILE = "task.json"
+
+
+def predict(
+    preset: str,
+    source: str | os.PathLike,
+    batch_size: int = 32,
+    columns: Sequence[str] | None = None,
+    dtype: str = "float32",
+) -> list[dict]:
+    """Have a preset's task answer each sample of a data file.
+
+    Args:
+        preset: folder or name of a preset that was saved from a task.
+        source: `PATH` or `PATH:PART`; see `read_records`. Labels are not needed.
+        batch_size: samples a step.
+        columns: names of the text columns, where the file has others.
+        dtype: the dtype policy to answer in, whatever the model was trained in.
+
+    Returns:
+        A dict of JSON values a sample, in the file's order, with its `id` if the file has ids:
+        text classification: `label`, `score` and the `scores` of all classes; regression: `score`;
+        next sentence: `label` (0: it follows) and `score`; token classification: `words` and
+        `tags`, or for texts `spans`; question answering: `text`, `start`, `end` and `score`;
+        multiple choice: `choice`, `text` and `scores`; masked LM: `masks`, a list of tokens each;
+        causal LM: `text`; embedder: `embedding`.
+
+    Raises:
+        ValueError: the preset has no task, or the file is not one of its task.
+    """
+    job = job_of_preset(preset)
+    examples = job.read(source, columns, labelled=False)
+    # KerasHub cannot load a task that was saved in mixed precision unless it is told a dtype.
+    model = job.task_class.from_preset(preset, dtype=dtype)
+    answers = job.answers(model, examples, batch_size)
+    if examples.ids is None:
+        return answers
+    return [{"id": name, **answer} for name, answer in zip(examples.ids, answers, strict=True)]
+
+
+def job_of_preset(preset: str) -> Job:
+    """Return the job of the task that a preset was saved from.
+
+    Raises:
+        ValueError: it was saved from none, or from one that answers nothing.
+    """
+    if not check_file_exists(preset, _TASK_FILE):
+        raise ValueError(f"{preset} has a backbone but no task to predict with: fine-tune it first")
+    task = load_json(preset, _TASK_FILE)
+    job = job_of(task["class_name"], task["config"].get("num_classes"))
+    if job is None:
+        raise ValueError(f"{preset} has a {task['class_name']}, which predicts nothing from files")
+    return job

@@ -1,0 +1,187 @@
+"""Reads data files of any format into records: the values of a sample, and where they stand."""
+
+import csv
+import dataclasses
+import io
+import json
+import os
+import pathlib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from keras_megatron.finetuning.squad_files import squad_records
+
+_PERCENT = re.compile(r"(\d{1,3})-(\d{1,3})%")
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One sample of a file.
+
+    Attributes:
+        place: where it stands, for error messages: `"dev.tsv, line 3"`.
+        values: what it holds, by column or key.
+    """
+
+    place: str
+    values: dict[str, Any]
+
+
+def read_records(source: str | os.PathLike) -> list[Record]:
+    """Read a data file, or a part of it.
+
+    Formats, by the file's ending:
+        .tsv: a header line, then tab-separated values; quotation marks are ordinary characters.
+        .jsonl: a JSON object a line.
+        .conll: a word a line, a tab, its tag (or no tags at all); a blank line between sentences.
+        .json: SQuAD 1.1 or 2.0.
+        .txt: a text a line.
+
+    Args:
+        source: a path, or a path with a part of the file: `reviews.tsv:train` is what has `train`
+            in the column (or key) `split`, `entities.conll:0-80%` the first four fifths of the
+            samples.
+
+    Returns:
+        A record a sample: the columns of TSV; the keys of JSONL; `words` and `tags` of CoNLL; `id`,
+        `question`, `context` and `answers` of SQuAD; `text` of a text file.
+
+    Raises:
+        ValueError: there is no such file or part, the format is unknown, the file is empty, is not
+            UTF-8 or has a broken line, or it has splits and none is chosen.
+    """
+    path, part = locate(source)
+    reader = _READERS.get(path.suffix)
+    if reader is None:
+        raise ValueError(f"{path} is of an unknown format: give {', '.join(_READERS)}")
+    records = [Record(place, values) for place, values in reader(path.name, _read_text(path))]
+    if not records:
+        raise ValueError(f"{path} is empty: there is no sample in it")
+    return _select(records, part, path)
+
+
+def locate(source: str | os.PathLike) -> tuple[pathlib.Path, str | None]:
+    """Return the path of a file, and which part of it is meant.
+
+    Raises:
+        ValueError: there is no such file.
+    """
+    path = pathlib.Path(source)
+    if path.is_file():
+        return path, None
+    before, colon, part = os.fspath(source).rpartition(":")
+    if colon and pathlib.Path(before).is_file():
+        return pathlib.Path(before), part
+    raise ValueError(f"there is no file {source}")
+
+
+def _read_text(path: pathlib.Path) -> str:
+    content = path.read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{path.name}, line {line}: this is not UTF-8") from error
+
+
+def _select(records: list[Record], part: str | None, path: pathlib.Path) -> list[Record]:
+    splits = sorted({str(r.values["split"]) for r in records if "split" in r.values})
+    percent = _PERCENT.fullmatch(part or "")
+    if percent:
+        first, last = (int(number) * len(records) // 100 for number in percent.groups())
+        selected = records[first:last]
+    elif part is None and splits:
+        raise ValueError(
+            f"{path.name} has the splits {', '.join(splits)}: choose one, as in {path}:{splits[0]}"
+        )
+    else:
+        selected = [r for r in records if part is None or str(r.values.get("split")) == part]
+    if not selected:
+        parts = ", ".join([*splits, "0-80%"])
+        raise ValueError(f"{path.name} has no samples in {part!r}: choose one of {parts}")
+    return selected
+
+
+# === Formats: each yields (place, values) ===
+
+
+def _tsv_records(name: str, text: str) -> Iterator[tuple[str, dict]]:
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter="\t", quoting=csv.QUOTE_NONE)
+    header = None
+    try:
+        for row in rows:
+            place = f"{name}, line {rows.line_num}"
+            if header is None:
+                header = row
+                if len(set(header)) < len(header) or not all(header):
+                    raise ValueError(f"{place}: the header must name each column once: {header}")
+            elif row:
+                if len(row) != len(header):
+                    raise ValueError(
+                        f"{place}: there are {len(row)} values for {len(header)} columns"
+                    )
+                yield place, dict(zip(header, row, strict=True))
+    except csv.Error as error:
+        raise ValueError(f"{name}, line {rows.line_num}: {error}") from error
+
+
+def _jsonl_records(name: str, text: str) -> Iterator[tuple[str, dict]]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            place = f"{name}, line {number}"
+            values = parse_json(line, place)
+            if not isinstance(values, dict):
+                raise ValueError(f"{place}: this is not a JSON object")
+            yield place, values
+
+
+def _conll_records(name: str, text: str) -> Iterator[tuple[str, dict]]:
+    words, tags, start, has_tags = [], [], 1, None
+    for number, line in enumerate([*text.split("\n"), ""], 1):
+        if line.strip():
+            word, tab, tag = line.rstrip("\r").partition("\t")
+            has_tags = bool(tab) if has_tags is None else has_tags
+            if not word or "\t" in tag or (has_tags and not tag) or (tab and not has_tags):
+                wanted = "a word, a tab and its tag" if has_tags else "a word, as those before"
+                raise ValueError(f"{name}, line {number}: this must be {wanted}: {line[:60]!r}")
+            words.append(word)
+            tags.append(tag)
+        else:
+            if words:
+                yield f"{name}, line {start}", {"words": words, "tags": tags if has_tags else None}
+            words, tags, start = [], [], number + 1
+
+
+def _squad_records(name: str, text: str) -> Iterator[tuple[str, dict]]:
+    return squad_records(name, parse_json(text, name))
+
+
+def _text_records(name: str, text: str) -> Iterator[tuple[str, dict]]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            yield f"{name}, line {number}", {"text": line.rstrip("\r")}
+
+
+def parse_json(text: str, place: str) -> Any:
+    """Parse JSON.
+
+    Raises:
+        ValueError: it is not JSON; the error says where.
+    """
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        line = f", line {error.lineno}" if "line" not in place else ""
+        raise ValueError(f"{place}{line}: this is not JSON ({error.msg})") from error
+    except RecursionError as error:
+        raise ValueError(f"{place}: this JSON is nested too deeply") from error
+
+
+_READERS = {
+    ".tsv": _tsv_records,
+    ".jsonl": _jsonl_records,
+    ".conll": _conll_records,
+    ".json": _squad_records,
+    ".txt": _text_records,
+}

@@ -1,0 +1,114 @@
+"""The folder of a fine-tuning run: what it holds, and whether it may be gone on with."""
+
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+from typing import Any
+
+import keras
+
+from keras_megatron.finetuning.atomic import PARTIAL, replace_json
+from keras_megatron.finetuning.records import locate
+from keras_megatron.finetuning.training_log import TrainingLog
+from keras_megatron.finetuning.training_state import Progress, load_progress
+
+RUN, METRICS, PLOT, PRESET = "run.json", "metrics.json", "training.png", "preset"
+
+
+class RunFolder:
+    """A folder that one fine-tuning run writes.
+
+    While the run goes on it has `run.json` (the settings), `log.jsonl`, `state.safetensors` and
+    `preset`, the best one so far. A finished run has `metrics.json` and `training.png` too, and no
+    state.
+
+    Args:
+        path: the folder; it is made by `begin`.
+        settings: of the run, JSON values by name. A folder with others is refused.
+
+    Raises:
+        ValueError: the folder has something else, or a run with other settings.
+    """
+
+    def __init__(self, path: str | os.PathLike, settings: dict[str, Any]):
+        self.path = pathlib.Path(path)
+        self.settings = json.loads(json.dumps(settings))
+        if not self.path.exists():
+            return
+        run = self.path / RUN
+        if not self.path.is_dir() or (not run.is_file() and _has_files(self.path)):
+            raise ValueError(f"{path} exists and is not of a fine-tuning run: choose another place")
+        if run.is_file():
+            self._compare(json.loads(run.read_text("utf-8")))
+
+    def _compare(self, others: dict) -> None:
+        for name in {**self.settings, **others}:
+            ours, theirs = self.settings.get(name), others.get(name)
+            if ours != theirs:
+                raise ValueError(
+                    f"{self.path} has a run with {name} = {theirs!r}, not {ours!r}: give that, or "
+                    "choose another place"
+                )
+
+    @property
+    def metrics(self) -> dict | None:
+        """What a finished run measured; None if it is not finished."""
+        path = self.path / METRICS
+        return json.loads(path.read_text("utf-8")) if path.exists() else None
+
+    @property
+    def preset(self) -> pathlib.Path:
+        """Where the best model so far is."""
+        return self.path / PRESET
+
+    def begin(self) -> Progress:
+        """Make the folder if need be, and say how far the run is.
+
+        Raises:
+            ValueError: the folder cannot be made, or its state is damaged.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"cannot write {self.path}: {error.strerror}") from error
+        for partial in self.path.glob(f"*{PARTIAL}"):  # of a run that was killed
+            if partial.is_dir():
+                shutil.rmtree(partial)
+            else:
+                partial.unlink()
+        if not (self.path / RUN).exists():
+            replace_json(self.path / RUN, self.settings)
+        state = self.path / TrainingLog.STATE
+        return load_progress(state) if state.exists() else Progress()
+
+    def save_preset(self, model: keras.Model) -> None:
+        """Write the model as the preset, in place of the one before."""
+        partial = self.path / (PRESET + PARTIAL)
+        model.save_to_preset(str(partial))
+        if self.preset.exists():
+            outdated = self.path / (f"{PRESET}.old{PARTIAL}")
+            os.replace(self.preset, outdated)
+            os.replace(partial, self.preset)
+            shutil.rmtree(outdated)
+        else:
+            os.replace(partial, self.preset)
+
+    def finish(self, metrics: dict) -> None:
+        """Write the metrics; the run is finished, and its state is removed."""
+        replace_json(self.path / METRICS, metrics)
+        (self.path / TrainingLog.STATE).unlink(missing_ok=True)
+
+
+def data_digest(source: str | os.PathLike | None) -> str | None:
+    """Return the SHA-256 of a data file, so that a run does not go on with other data."""
+    if source is None:
+        return None
+    with open(locate(source)[0], "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _has_files(folder: pathlib.Path) -> bool:
+    """Say whether there are files, but for a run.json that was being written."""
+    return any(not path.name.endswith(PARTIAL) for path in folder.iterdir())

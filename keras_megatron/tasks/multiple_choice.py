@@ -1,0 +1,139 @@
+import keras
+import keras_hub
+import numpy as np
+
+from keras_megatron.backbone import MegatronBertBackbone
+from keras_megatron.layers.choices import FlattenChoices, GatherChoices
+from keras_megatron.layers.common import normal_initializer, refuse_unknown
+from keras_megatron.tasks.answers import sample_logits, softmax
+from keras_megatron.tasks.multiple_choice_preprocessor import (
+    MegatronBertMultipleChoicePreprocessor,
+    most_choices,
+)
+from keras_megatron.tasks.task import MegatronBertTask, check_tokenizer_fits
+
+
+@keras.saving.register_keras_serializable(package="keras_megatron")
+class MegatronBertMultipleChoice(MegatronBertTask, keras_hub.models.Task):
+    """Megatron BERT that chooses one of several texts for a context.
+
+    Called on, or trained with, a dict of `token_ids`, `segment_ids` and `padding_mask`
+    (batch, choices, sequence), it returns logits (batch, choices): a dense layer scores the pooled
+    output of each choice. There may be any number of choices. A choice whose `padding_mask` is 0
+    throughout is not there: its logit is -1e4, its probability 0. With a preprocessor `fit`,
+    `evaluate` and `predict` take `(contexts, choices)`, and `choose` answers.
+
+    Args:
+        backbone: `MegatronBertBackbone`.
+        preprocessor: `MegatronBertMultipleChoicePreprocessor`, or None for inputs that are ids
+            already.
+        dropout: float. Rate of the dropout on the pooled output; the backbone's if None.
+
+    Raises:
+        ValueError: the tokenizer has more pieces than the backbone has rows.
+
+    Example:
+    ```python
+    from keras_megatron import MegatronBertMultipleChoice, MegatronBertMultipleChoicePreprocessor
+
+    preprocessor = MegatronBertMultipleChoicePreprocessor.from_preset(
+        "megatron_bert_tiny_uncased", sequence_length=16
+    )
+    model = MegatronBertMultipleChoice.from_preset(
+        "megatron_bert_tiny_uncased", preprocessor=preprocessor
+    )
+    contexts = ["He went to sea.", "The bank was steep."]
+    choices = [["a body of water", "to look"], ["sloping land", "a place for money", "a row"]]
+    model.fit((contexts, choices), [0, 0], batch_size=2)
+    answer = model.choose(contexts[1], choices[1])
+    assert answer["text"] == choices[1][answer["choice"]]
+    ```
+    """
+
+    backbone_cls = MegatronBertBackbone
+    preprocessor_cls = MegatronBertMultipleChoicePreprocessor
+
+    def __init__(
+        self,
+        backbone: MegatronBertBackbone,
+        preprocessor: MegatronBertMultipleChoicePreprocessor | None = None,
+        dropout: float | None = None,
+        **kwargs,
+    ):
+        refuse_unknown(kwargs, {"name", "trainable", "compile"})
+        check_tokenizer_fits(preprocessor, backbone)
+        dropout = backbone.dropout if dropout is None else dropout
+
+        # === Layers ===
+        flatten_choices = FlattenChoices(dtype=backbone.dtype_policy, name="flatten_choices")
+        classifier_dropout = keras.layers.Dropout(
+            dropout, dtype=backbone.dtype_policy, name="classifier_dropout"
+        )
+        classifier = keras.layers.Dense(
+            1,
+            kernel_initializer=normal_initializer(backbone.initializer_range),
+            dtype=backbone.dtype_policy,
+            name="classifier",
+        )
+        gather_choices = GatherChoices(dtype=backbone.dtype_policy, name="gather_choices")
+
+        # === Functional Model ===
+        inputs = {
+            name: keras.Input(shape=(None, None), dtype="int32", name=name)
+            for name in backbone.input
+        }
+        rows = {name: flatten_choices(array) for name, array in inputs.items()}
+        scores = classifier(classifier_dropout(backbone(rows)["pooled_output"]))
+        outputs = gather_choices(scores, inputs["padding_mask"])
+        self.backbone = backbone
+        self.preprocessor = preprocessor
+        super().__init__(inputs=inputs, outputs=outputs, **kwargs)
+
+        # === Config ===
+        self.classifier = classifier
+        self.dropout = dropout
+
+    def compile(self, optimizer="auto", loss="auto", *, metrics="auto", **kwargs):
+        """Configure training; by default with the cross entropy, and the accuracy as the metric.
+
+        See `keras.Model.compile` for the arguments.
+        """
+        if optimizer == "auto":
+            optimizer = keras.optimizers.Adam(5e-5)
+        if loss == "auto":
+            loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        if metrics == "auto":
+            metrics = [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
+        super().compile(optimizer=optimizer, loss=loss, metrics=metrics, **kwargs)
+
+    def choose(self, contexts, choices, batch_size: int = 32) -> list[dict] | dict:
+        """Choose a text for each context.
+
+        Args:
+            contexts: a text, or a list of texts.
+            choices: for a text a list of at least two texts, for a list a list of such lists, whose
+                lengths may differ.
+            batch_size: contexts a step.
+
+        Returns:
+            For a text a dict, for a list a list of dicts: `choice`, the place of the best choice
+            from 0; `text`, the choice itself; `scores`, a list of the choices' probabilities.
+
+        Raises:
+            ValueError: there is no preprocessor, something is not text, or a context has fewer than
+                two choices.
+        """
+        if isinstance(contexts, str):
+            return self.choose([contexts], [choices], batch_size)[0]
+        columns = (contexts, choices)
+        logits = sample_logits(self, columns, batch_size, num_choices=most_choices(columns))
+        answers = []
+        for row, texts in zip(softmax(logits), choices, strict=True):
+            scores = row[: len(texts)].tolist()
+            best = int(np.argmax(scores))
+            answers.append({"choice": best, "text": texts[best], "scores": scores})
+        return answers
+
+    def get_config(self) -> dict:
+        """Return the arguments of the constructor."""
+        return {**super().get_config(), "dropout": self.dropout}

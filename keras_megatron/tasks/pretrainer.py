@@ -1,0 +1,185 @@
+import keras
+import keras_hub
+from keras import ops
+
+from keras_megatron.backbone import MegatronBertBackbone
+from keras_megatron.layers.common import normal_initializer, refuse_unknown
+from keras_megatron.layers.masked_lm_head import MaskedLMHead
+from keras_megatron.tasks.labels import check_class_labels
+from keras_megatron.tasks.pretrainer_preprocessor import MegatronBertPretrainerPreprocessor
+from keras_megatron.tasks.task import MegatronBertTask, check_tokenizer_fits
+
+
+@keras.saving.register_keras_serializable(package="keras_megatron")
+class MegatronBertPretrainer(MegatronBertTask, keras_hub.models.Task):
+    """Megatron BERT with both heads of its pretraining: hidden tokens and sentence order.
+
+    Called on, or trained with, a dict of `token_ids`, `segment_ids`, `padding_mask`
+    (batch, sequence) and `mask_positions` (batch, masks), it returns a dict of logits: `mlm`
+    (batch, masks, vocabulary) and `nsp` (batch, 2), of which class 1 says that the second text does
+    not follow the first. Labels are a dict of `mlm` (batch, masks) and `nsp` (batch,), or of one of
+    them, which is then what is trained.
+
+    With a preprocessor `fit`, `evaluate` and `predict` take `(first, second)`, two lists of texts,
+    in which tokens are masked at random; y is the order's labels, or None.
+
+    Args:
+        backbone: `MegatronBertBackbone`.
+        preprocessor: `MegatronBertPretrainerPreprocessor`, or None for inputs that are ids already.
+        head_activation: str. Activation of the masked-LM head's dense layer, see
+            `MegatronBertMaskedLM`.
+
+    Raises:
+        ValueError: the tokenizer has more pieces than the backbone has rows.
+
+    Example:
+    ```python
+    from keras_megatron import MegatronBertPretrainer
+
+    pretrainer = MegatronBertPretrainer.from_preset("megatron_bert_tiny_uncased")
+    pretrainer.preprocessor.sequence_length = 16
+    first = ["Call me Ishmael.", "I thought I would sail about a little."]
+    second = ["Some years ago, never mind how long.", "Having little or no money."]
+    pretrainer.fit((first, second), [0, 1], batch_size=2)
+    ```
+    """
+
+    backbone_cls = MegatronBertBackbone
+    preprocessor_cls = MegatronBertPretrainerPreprocessor
+
+    def __init__(
+        self,
+        backbone: MegatronBertBackbone,
+        preprocessor: MegatronBertPretrainerPreprocessor | None = None,
+        head_activation: str = "gelu",
+        **kwargs,
+    ):
+        refuse_unknown(kwargs, {"name", "trainable", "compile"})
+        check_tokenizer_fits(preprocessor, backbone)
+
+        # === Layers ===
+        mlm_head = MaskedLMHead(
+            token_embedding=backbone.token_embedding,
+            activation=head_activation,
+            layer_norm_epsilon=backbone.layer_norm_epsilon,
+            initializer_range=backbone.initializer_range,
+            dtype=backbone.dtype_policy,
+            name="mlm_head",
+        )
+        binary_head = keras.layers.Dense(
+            2,
+            kernel_initializer=normal_initializer(backbone.initializer_range),
+            dtype=backbone.dtype_policy,
+            name="binary_head",
+        )
+
+        # === Functional Model ===
+        inputs = {
+            **backbone.input,
+            "mask_positions": keras.Input(shape=(None,), dtype="int32", name="mask_positions"),
+        }
+        encoded = backbone(backbone.input)
+        outputs = {
+            "mlm": mlm_head(encoded["sequence_output"], inputs["mask_positions"]),
+            "nsp": binary_head(encoded["pooled_output"]),
+        }
+        self.backbone = backbone
+        self.preprocessor = preprocessor
+        super().__init__(inputs=inputs, outputs=outputs, **kwargs)
+
+        # === Config ===
+        self.mlm_head = mlm_head
+        self.binary_head = binary_head
+        self.head_activation = head_activation
+
+    def compile(self, optimizer="auto", loss="auto", *, weighted_metrics="auto", **kwargs):
+        """Configure training; by default with the sum of both mean cross entropies.
+
+        Each is `sum(loss * weight) / sum(weight)` over the batch, as in Megatron and Hugging Face.
+        See `keras.Model.compile` for the arguments; loss and metrics are dicts of `mlm` and `nsp`.
+        """
+        if optimizer == "auto":
+            optimizer = keras.optimizers.Adam(5e-5)
+        if loss == "auto":
+            loss = {
+                name: keras.losses.SparseCategoricalCrossentropy(
+                    from_logits=True, reduction="mean_with_sample_weight"
+                )
+                for name in ("mlm", "nsp")
+            }
+        if weighted_metrics == "auto":
+            weighted_metrics = {
+                name: [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
+                for name in ("mlm", "nsp")
+            }
+        super().compile(optimizer=optimizer, loss=loss, weighted_metrics=weighted_metrics, **kwargs)
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        """Return the sum of the losses; one whose labels are missing is 0."""
+        y, sample_weight = _both(y, y_pred, sample_weight)
+        return super().compute_loss(x, y, y_pred, sample_weight, training)
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        """Update the metrics; those whose labels are missing stay 0."""
+        y, sample_weight = _both(y, y_pred, sample_weight)
+        return super().compute_metrics(x, y, y_pred, sample_weight)
+
+    # KerasHub's own take no labels that are dicts.
+
+    def train_on_batch(self, x, y=None, sample_weight=None, **kwargs):
+        """Train on one batch; see `keras.Model.train_on_batch`."""
+        batch = self._batch(x, y, sample_weight)
+        return keras.Model.train_on_batch(self, *batch, **kwargs)
+
+    def test_on_batch(self, x, y=None, sample_weight=None, **kwargs):
+        """Measure loss and metrics of one batch; see `keras.Model.test_on_batch`."""
+        batch = self._batch(x, y, sample_weight)
+        return keras.Model.test_on_batch(self, *batch, **kwargs)
+
+    def _batch(self, x, y, sample_weight) -> tuple:
+        batch = self.preprocess_samples(x, y, sample_weight)
+        return keras.tree.map_structure(
+            lambda array: None if array is None else ops.convert_to_tensor(array),
+            keras.utils.unpack_x_y_sample_weight(batch),
+        )
+
+    def check_labels(self, y) -> None:
+        """Refuse labels of the order that are neither 0 (follows) nor 1 (does not).
+
+        Raises:
+            ValueError: as said.
+        """
+        check_class_labels(y, 2)
+
+    def get_config(self):
+        """Return the arguments of the constructor."""
+        return {**super().get_config(), "head_activation": self.head_activation}
+
+
+def _both(y, y_pred: dict, sample_weight) -> tuple[dict, dict]:
+    """Give labels that are missing the weight 0: Keras wants labels for every loss.
+
+    Returns:
+        Labels and weights of `mlm` (batch, masks) and of `nsp` (batch,).
+
+    Raises:
+        ValueError: `y` is not a dict of at least one of the two.
+    """
+    if not isinstance(y, dict) or not y or not set(y) <= set(y_pred):
+        found = sorted(y) if isinstance(y, dict) else type(y).__name__
+        raise ValueError(f"labels (y) must be a dict of 'mlm', 'nsp' or both, not {found}")
+    labels, weights = {}, {}
+    for name, logits in y_pred.items():
+        shape = ops.shape(logits)[:-1]
+        given = sample_weight.get(name) if isinstance(sample_weight, dict) else sample_weight
+        labels[name] = y[name] if name in y else ops.zeros(shape, "int32")
+        weights[name] = _weights(given, shape) if name in y else ops.zeros(shape)
+    return labels, weights
+
+
+def _weights(given, shape: tuple):
+    """Return weights of a shape, of which those that are given may lack the last axis."""
+    weights = ops.ones(shape)
+    if given is None:
+        return weights
+    return weights * (given if len(given.shape) == len(shape) else ops.expand_dims(given, -1))

@@ -1,0 +1,182 @@
+from collections.abc import Sequence
+
+import keras
+import keras_hub
+import numpy as np
+
+from keras_megatron.tasks.labels import check_class_names
+from keras_megatron.tasks.preprocessor import MegatronBertPreprocessor
+from keras_megatron.tasks.word_pieces import (
+    WordPieces,
+    check_words,
+    pieces_of_texts,
+    pieces_of_words,
+)
+from keras_megatron.tokenizer import MegatronBertTokenizer
+
+
+@keras.saving.register_keras_serializable(package="keras_megatron")
+class MegatronBertTokenClassifierPreprocessor(
+    MegatronBertPreprocessor, keras_hub.models.Preprocessor
+):
+    """Turns words with tags into pieces with labels.
+
+    A word's tag goes to its first piece (arXiv 1810.04805, section 5.3); its other pieces, [CLS],
+    [SEP] and padding have weight 0, and so no part in loss and metrics. Words beyond
+    `sequence_length` are cut; a word that has no piece, such as a zero-width space, has no label.
+
+    Args:
+        tokenizer: `MegatronBertTokenizer`.
+        sequence_length: int. Pieces a sample, [CLS] and [SEP] included.
+        class_names: list of str. What the tags are called, in the order of their labels. None if
+            tags are integers.
+
+    Call arguments:
+        x: list of samples, each a list of words or each a text, whose words are then found by the
+            tokenizer. Or one text.
+        y: a list of tags a sample, one for each of its words: names or integers.
+        sample_weight: a weight a sample, or None.
+
+    Returns:
+        x, or `(x, y, sample_weight)` if there are tags: x a dict of int32 arrays `token_ids`,
+        `segment_ids`, `padding_mask` (batch, sequence); y int32 and sample_weight float32, both
+        (batch, sequence), 0 where a piece has no label.
+
+    Raises:
+        ValueError: `sequence_length` or `class_names` is not possible; a sample has no words, or
+            one that is not a str; there are other tags than words, or one is unknown.
+
+    Example:
+    ```python
+    from keras_megatron import MegatronBertTokenClassifierPreprocessor
+
+    preprocessor = MegatronBertTokenClassifierPreprocessor.from_preset(
+        "megatron_bert_tiny_uncased", sequence_length=8, class_names=["O", "B-PER", "I-PER"]
+    )
+    x, y, sample_weight = preprocessor(
+        [["Captain", "Ahab", "spoke"]], y=[["O", "B-PER", "O"]]
+    )
+    assert y[0, 2] == 1
+    ```
+    """
+
+    def __init__(
+        self,
+        tokenizer: MegatronBertTokenizer,
+        sequence_length: int = 512,
+        class_names: Sequence[str] | None = None,
+        **kwargs,
+    ):
+        if not isinstance(sequence_length, int) or sequence_length < 3:
+            raise ValueError(
+                f"sequence_length must be an integer of at least 3, not {sequence_length!r}"
+            )
+        super().__init__(**kwargs)
+        self.tokenizer = tokenizer
+        self.sequence_length = sequence_length
+        self.class_names = check_class_names(class_names)
+
+    def preprocess(self, columns: tuple, y=None, sample_weight=None, rng=None):
+        """Return `x` or `(x, y, sample_weight)`; see the class."""
+        self.check_samples(columns, y)
+        if isinstance(columns[0], str):
+            x, _ = self._encode([columns[0]])
+            return {name: array[0] for name, array in x.items()}
+        x, samples = self._encode(columns[0])
+        if y is None:
+            return x
+        labels = np.zeros(x["token_ids"].shape, "int32")
+        weights = np.zeros(labels.shape, "float32")
+        for row, (sample, tags) in enumerate(zip(samples, self.tag_ids(y), strict=True)):
+            for start, tag in zip(sample.starts, tags, strict=True):
+                if start is not None and start < self.sequence_length - 2:
+                    labels[row, 1 + start] = tag
+                    weights[row, 1 + start] = 1.0
+        if sample_weight is not None:
+            weights *= np.asarray(sample_weight, "float32")[:, None]
+        return x, labels, weights
+
+    def _encode(self, samples: Sequence) -> tuple[dict[str, np.ndarray], list[WordPieces]]:
+        samples = self.words(samples)
+        return self.pack([sample.ids for sample in samples], self.sequence_length), samples
+
+    def words(self, samples: Sequence) -> list[WordPieces]:
+        """Tokenize samples, lists of words or texts, and say where their words begin."""
+        if len(samples) and isinstance(samples[0], str):
+            return pieces_of_texts(self.tokenizer, samples)
+        return pieces_of_words(self.tokenizer, samples)
+
+    def pack(self, rows: list[list[int]], sequence_length: int) -> dict[str, np.ndarray]:
+        """Put [CLS] and [SEP] around the pieces of each row; cut and pad to `sequence_length`."""
+        tokenizer = self.tokenizer
+        token_ids = np.full((len(rows), sequence_length), tokenizer.pad_token_id, "int32")
+        padding_mask = np.zeros_like(token_ids)
+        for row, pieces in enumerate(rows):
+            ids = [tokenizer.cls_token_id, *pieces[: sequence_length - 2], tokenizer.sep_token_id]
+            token_ids[row, : len(ids)] = ids
+            padding_mask[row, : len(ids)] = 1
+        return {
+            "token_ids": token_ids,
+            "segment_ids": np.zeros_like(token_ids),
+            "padding_mask": padding_mask,
+        }
+
+    def check_samples(self, columns: tuple, y=None) -> None:
+        """Refuse what is not words, and tags that are not theirs.
+
+        Raises:
+            ValueError: as the class says.
+        """
+        if len(columns) != 1:
+            raise ValueError(f"give one list of lists of words (or of texts), not {len(columns)}")
+        samples = [columns[0]] if isinstance(columns[0], str) else columns[0]
+        check_words(samples)
+        if y is None:
+            return
+        if len(samples) and isinstance(samples[0], str):
+            raise ValueError("tags belong to words: give lists of words, not texts")
+        if len(samples) != len(y):
+            raise ValueError(f"there are {len(samples)} samples but {len(y)} lists of tags")
+        for index, (words, tags) in enumerate(zip(samples, self.tag_ids(y), strict=True)):
+            if len(words) != len(tags):
+                raise ValueError(f"sample {index} has {len(words)} words but {len(tags)} tags")
+
+    def tag_ids(self, y: Sequence) -> list[list[int]]:
+        """Turn tags, names or integers, into labels.
+
+        Raises:
+            ValueError: a tag has no name in `class_names`, or is neither a str nor an integer.
+        """
+        known = {name: label for label, name in enumerate(self.class_names or ())}
+        labels = []
+        for index, tags in enumerate(y):
+            if not isinstance(tags, list | tuple | np.ndarray):
+                raise ValueError(f"the tags of sample {index} must be a list, not {tags!r}")
+            labels.append([self._label(tag, known, index) for tag in tags])
+        return labels
+
+    def _label(self, tag, known: dict[str, int], index: int) -> int:
+        if isinstance(tag, str):
+            if tag in known:
+                return known[tag]
+            if not known:
+                raise ValueError(
+                    f"sample {index} has the tag {tag!r}: give the preprocessor class_names"
+                )
+            names = ", ".join(known)
+            raise ValueError(f"sample {index} has the tag {tag!r}, which is none of {names}"[:500])
+        if not isinstance(tag, int | np.integer) or isinstance(tag, bool):
+            raise ValueError(f"sample {index} has a tag that is neither str nor integer: {tag!r}")
+        if known and not 0 <= tag < len(known):
+            raise ValueError(
+                f"sample {index} has the tag {tag}, but tags are from 0 to {len(known) - 1}"
+            )
+        return int(tag)
+
+    def get_config(self):
+        """Return the arguments of the constructor."""
+        return {
+            **super().get_config(),
+            "sequence_length": self.sequence_length,
+            "class_names": self.class_names,
+        }

@@ -1,0 +1,174 @@
+"""Fine-tuning from files: all tasks once, and a run that is killed next to one that is not."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import keras_megatron
+from keras_megatron.finetuning import FinetuneSettings, finetune, predict
+from keras_megatron.finetuning.training_state import load_progress
+
+CHILD = pathlib.Path(__file__).parent / "killed_run.py"
+
+
+class Killed(BaseException):
+    """What stands for a kill within this process: nothing that cleans up catches it."""
+
+
+def settings(preset, data, **arguments) -> FinetuneSettings:
+    return FinetuneSettings(
+        **{
+            "task": "text-classification",
+            "preset": preset,
+            "train": f"{data}/classes.tsv:train",
+            "dev": f"{data}/classes.tsv:dev",
+            "epochs": 3,
+            "batch_size": 2,
+            "learning_rate": 3e-3,
+            "sequence_length": 48,
+            **arguments,
+        }
+    )
+
+
+def run(chosen: FinetuneSettings, output) -> dict:
+    return finetune(chosen, output, verbose=0, log_every=1, save_every=2)
+
+
+def log(output) -> list[dict]:
+    return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+
+
+def losses(lines: list[dict]) -> np.ndarray:
+    return np.array(
+        [[line["epoch"], line["step"], line["loss"]] for line in lines if "step" in line]
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(preset, data, tmp_path_factory):
+    """A run of 3 epochs of 3 steps that nothing stopped."""
+    output = tmp_path_factory.mktemp("runs") / "whole"
+    run(settings(preset, data, test=f"{data}/classes.tsv:dev"), output)
+    return output
+
+
+def test_a_run_leaves_the_best_preset_metrics_and_a_picture(whole, preset, data, capsys):
+    names = {"log.jsonl", "metrics.json", "preset", "run.json", "training.png"}
+    assert {path.name for path in whole.iterdir()} == names
+    assert (whole / "training.png").read_bytes().startswith(b"\x89PNG")
+    metrics = json.loads((whole / "metrics.json").read_text())
+    assert [epoch["epoch"] for epoch in metrics["epochs"]] == [1, 2, 3]
+    accuracies = [epoch["dev"]["accuracy"] for epoch in metrics["epochs"]]
+    assert metrics["best_epoch"] == 1 + accuracies.index(max(accuracies))
+    assert metrics["dev"]["accuracy"] == max(accuracies)
+    assert metrics["test"] == metrics["dev"]  # of the preset, on the same data
+    lines = log(whole)
+    assert losses(lines)[:, :2].tolist() == [[e, s] for e in (1, 2, 3) for s in (1, 2, 3)]
+    rates = [line["learning_rate"] for line in lines if "step" in line]
+    np.testing.assert_allclose(rates, 3e-3 * (1 - np.arange(9) / 9), rtol=1e-6)
+    epoch = [line["train"]["loss"] for line in lines if "train" in line]
+    np.testing.assert_allclose(losses(lines)[:, 2].reshape(3, 3).mean(1), epoch, rtol=1e-5)
+    # The optimizer's state is not in the preset.
+    weights = sum(path.stat().st_size for path in (whole / "preset").glob("*.weights.h5"))
+    assert weights < 2 * sum(p.stat().st_size for p in pathlib.Path(preset).glob("*.weights.h5"))
+
+    before = log(whole)
+    capsys.readouterr()
+    assert run(settings(preset, data, test=f"{data}/classes.tsv:dev"), whole) == metrics
+    assert "is finished: there is nothing left to do" in capsys.readouterr().out
+    assert log(whole) == before
+
+
+def test_a_killed_run_goes_on_as_if_it_had_not_been(whole, preset, data, tmp_path):
+    """Kill -9 while the state is written, then in the middle of an epoch; then finish."""
+    output = tmp_path / "killed"
+    chosen = settings(preset, data)
+    for when, saved in (("second state", (0, 2)), ("epoch 2, step 3", (1, 2))):
+        arguments = json.dumps({"settings": vars(chosen), "output": str(output), "when": when})
+        done = subprocess.run(
+            [sys.executable, str(CHILD), arguments],
+            env={**os.environ, "PYTHONPATH": str(pathlib.Path(keras_megatron.__file__).parents[1])},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        progress = load_progress(output / "state.safetensors")
+        assert (progress.epoch, progress.step) == saved
+        assert (output / "state.safetensors.partial").exists() == (when == "second state")
+        assert not (output / "metrics.json").exists()
+    metrics = run(chosen, output)
+    np.testing.assert_allclose(losses(log(output)), losses(log(whole)), atol=1e-5)
+    assert [e["dev"] for e in metrics["epochs"]] == [e["dev"] for e in log(whole) if "dev" in e]
+    assert {path.name for path in output.iterdir()} == {path.name for path in whole.iterdir()}
+    # Negative control: another seed gives other losses, and so does another order.
+    assert np.abs(np.diff(losses(log(whole))[:, 2])).max() > 1e-3
+
+
+def test_a_kill_at_a_bad_moment_leaves_a_run_that_goes_on(
+    whole, preset, data, tmp_path, monkeypatch
+):
+    """Between a file that was written and its move to its place: the preset, then the metrics."""
+    output = tmp_path / "killed"
+    chosen = settings(preset, data, epochs=1)
+    replace = os.replace
+
+    def run_until(name: str) -> None:
+        def kill(source, target):
+            if pathlib.Path(target).name == name:
+                raise Killed
+            replace(source, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", kill)
+            run(chosen, output)
+
+    with pytest.raises(Killed):
+        run_until("preset")
+    assert not (output / "preset").exists()
+    with pytest.raises(Killed):
+        run_until("metrics.json")
+    assert load_progress(output / "state.safetensors").epoch == 1
+    assert run(chosen, output)["best_epoch"] == 1
+    assert {path.name for path in output.iterdir()} == {path.name for path in whole.iterdir()}
+
+
+TASKS = {
+    "text-classification": ("classes.tsv:train", "classes.tsv:dev", "accuracy", "label"),
+    "text-regression": ("numbers.tsv:train", "numbers.tsv:dev", "pearson", "score"),
+    "next-sentence": ("order.tsv:train", "order.tsv:dev", "matthews", "label"),
+    "token-classification": ("entities.conll:0-75%", "entities.conll:75-100%", "f1", "tags"),
+    "question-answering": ("questions_train.json", "questions_dev.json", "exact_match", "text"),
+    "multiple-choice": ("choices.jsonl:train", "choices.jsonl:dev", "accuracy", "scores"),
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_is_fine_tuned_and_answers(task, preset, data, tmp_path):
+    train, dev, metric, key = TASKS[task]
+    chosen = settings(
+        preset,
+        data,
+        task=task,
+        train=f"{data}/{train}",
+        dev=f"{data}/{dev}",
+        epochs=1,
+        batch_size=3,
+        sequence_length=None,
+    )
+    metrics = run(chosen, tmp_path / "run")
+    assert np.isfinite(metrics["epochs"][0]["train"]["loss"])
+    assert -1 <= metrics["dev"][metric] <= 1
+    answers = predict(str(tmp_path / "run" / "preset"), f"{data}/{dev}", batch_size=2)
+    assert len(answers) == 2
+    assert all(key in answer for answer in answers)
+    assert json.loads(json.dumps(answers)) == answers
+    if task == "question-answering":
+        assert [answer["id"] for answer in answers] == ["dev-6", "dev-7"]
