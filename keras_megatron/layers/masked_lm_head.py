@@ -65,7 +65,9 @@ class MaskedLMHead(keras.layers.Layer):
             positions = ops.expand_dims(mask_positions, axis=-1)
             scored = ops.take_along_axis(sequence_output, positions, axis=1)
         scored = self.layer_norm(self.dense(scored))
-        return self.token_embedding(scored, reverse=True) + self.bias
+        logits = self.token_embedding(scored, reverse=True)
+        # TensorFlow multiplies by the table in float32, whatever the precision of the rest.
+        return ops.cast(logits, self.compute_dtype) + self.bias
 
     def compute_output_shape(self, sequence_output_shape, mask_positions_shape=None):
         """Return (batch, masks, vocabulary)."""

@@ -252,7 +252,7 @@ def test_a_failed_write_leaves_nothing(tmp_path, source, vocabulary, monkeypatch
         (tmp_path / os.path.relpath(folder, tmp_path) / "half.h5").write_bytes(b"half")
         raise failure
 
-    monkeypatch.setattr(MegatronBertMaskedLM, "save_to_preset", save)
+    monkeypatch.setattr(MegatronBertPretrainer, "save_to_preset", save)
     output = tmp_path / "deep" / "preset"
     if isinstance(failure, OSError):
         with one_line_error(f"cannot write {output}", os.strerror(failure.errno)):
