@@ -189,8 +189,8 @@ def test_lora_trains_queries_and_values_only():
     backbone = small_backbone()
     backbone.enable_lora(2)
     names = {weight.path for weight in backbone.trainable_weights}
-    assert len(names) == 3 * 2 * 2 + 3 * 2  # two factors and a bias in three layers' two kernels
-    assert all("/query/" in name or "/value/" in name for name in names)
+    assert len(names) == 3 * 2 * 2  # two factors of three layers' two kernels, no bias
+    assert all("/query/lora_" in name or "/value/lora_" in name for name in names)
 
 
 def test_int8_stays_close(inputs):

@@ -36,7 +36,7 @@ def test_first_use_downloads_and_converts(tiny, server, cache, release_zip):
     assert [path for path, _ in server.requests] == [PATH]
     source = json.loads((folder / "source.json").read_text())
     assert source == {
-        "format": 1,
+        "format": 2,
         "keras_megatron": keras_megatron.__version__,
         "file": FILE,
         "url": server.url + PATH,
@@ -74,8 +74,8 @@ def test_zip_put_by_hand_is_used_and_kept(tiny, server, cache, release_zip):
 
 def test_newer_format_converts_again(tiny, server, cache, monkeypatch):
     old = converted_weights(tiny)
-    monkeypatch.setattr(cache_module, "FORMAT", 2)
-    assert converted_weights(tiny) == cache / "format_2"
+    monkeypatch.setattr(cache_module, "FORMAT", 3)
+    assert converted_weights(tiny) == cache / "format_3"
     assert old.is_dir()
     assert len(server.requests) == 2
 
