@@ -135,4 +135,4 @@ def kept_bytes(checkpointing: bool) -> int:
 
 
 def test_training_needs_less_memory():
-    assert kept_bytes(True) < 0.75 * kept_bytes(False)  # 0.4 on a quiet machine
+    assert kept_bytes(True) < 0.6 * kept_bytes(False)
