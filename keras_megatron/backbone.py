@@ -1,5 +1,3 @@
-from collections.abc import Mapping
-
 import keras
 import keras_hub
 import numpy as np
@@ -11,8 +9,14 @@ from keras_megatron.layers.common import (
     refuse_unknown,
 )
 from keras_megatron.layers.embeddings import MegatronBertEmbedding
-from keras_megatron.layers.encoder import ENCODER_INPUTS, INPUTS, OPTIONAL_INPUTS, encode
-from keras_megatron.layers.token_inputs import check_token_inputs
+from keras_megatron.layers.encoder import encode
+from keras_megatron.layers.token_inputs import (
+    ENCODER_INPUTS,
+    INPUTS,
+    OPTIONAL_INPUTS,
+    check_input_names,
+    check_token_inputs,
+)
 from keras_megatron.layers.transformer_layer import MegatronBertLayer
 
 
@@ -225,7 +229,7 @@ class MegatronBertBackbone(keras_hub.models.Backbone):
                 missing, or given in two ways.
         """
         self.check_inputs(inputs)
-        self._check_names(inputs)
+        check_input_names(inputs, self.cross_attention)
         asked = {
             "causal": causal,
             "output_hidden_states": output_hidden_states,
@@ -265,22 +269,6 @@ class MegatronBertBackbone(keras_hub.models.Backbone):
             return super().compute_output_spec(inputs, training=training, mask=mask)
         outputs = encode(self.get_layer, self.num_layers, inputs)  # causality changes no shape
         return keras.tree.map_structure(lambda x: keras.KerasTensor(x.shape, x.dtype), outputs)
-
-    def _check_names(self, inputs) -> None:
-        """Refuse inputs that are missing, unknown, or given in two ways."""
-        if not isinstance(inputs, Mapping):
-            raise ValueError(f"inputs must be a dict with {', '.join(INPUTS)}, not {type(inputs)}")
-        known = {*INPUTS, *OPTIONAL_INPUTS, *(ENCODER_INPUTS if self.cross_attention else ())}
-        if unknown := sorted(set(inputs) - known):
-            raise ValueError(f"unknown input {unknown[0]!r}: known are {', '.join(sorted(known))}")
-        if ("token_ids" in inputs) == ("token_embeddings" in inputs):
-            raise ValueError("give either token_ids or token_embeddings")
-        optional = set(inputs).intersection(OPTIONAL_INPUTS)
-        needed = set() if optional else {"segment_ids", "padding_mask"}
-        if self.cross_attention:
-            needed |= set(ENCODER_INPUTS if not optional else ENCODER_INPUTS[:1])
-        if missing := sorted(needed - set(inputs)):
-            raise ValueError(f"the input {missing[0]!r} is missing")
 
     @property
     def input_spec(self):

@@ -251,7 +251,7 @@ class MegatronBertTokenizer(keras_hub.tokenizers.Tokenizer):
             ValueError: something is not a string, `first` and `second` are not as many, or
                 `sequence_length` has no room for the special tokens.
         """
-        vocabulary = self._checked_vocabulary()
+        self._checked_vocabulary()
         check_sequence_length(sequence_length, pair=second is not None)
         if self._use_tf_workflow():
             return self._graph().encode(first, second, sequence_length)
@@ -261,8 +261,27 @@ class MegatronBertTokenizer(keras_hub.tokenizers.Tokenizer):
             partners = as_partners(second, len(texts), batched)
             partner_ids = self._eager.tokenize(partners)
         ids = self._eager.tokenize(texts)
-        arrays = pack(ids, partner_ids, vocabulary, sequence_length, self.compute_dtype)
+        arrays = self.pack(ids, partner_ids, sequence_length)
         return arrays if batched else {name: array[0] for name, array in arrays.items()}
+
+    def pack(
+        self,
+        first: list[list[int]],
+        second: list[list[int]] | None = None,
+        sequence_length: int | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Do what `encode` does, with the ids of texts that are tokenized already.
+
+        Args:
+            first: ids of each text.
+            second: None, or ids of each text's partner.
+            sequence_length: as of `encode`.
+
+        Returns:
+            A dict of arrays as of `encode`, each (len(first), columns).
+        """
+        vocabulary = self._checked_vocabulary()
+        return pack(first, second, vocabulary, sequence_length, self.compute_dtype)
 
     def _graph(self) -> GraphWordPiece:
         if self._in_graph is None:

@@ -1,13 +1,10 @@
 """What a fine-tuned model is worth: metrics per task, from scikit-learn, SciPy and seqeval."""
 
 import math
-import re
 import warnings
 from collections.abc import Sequence
 
 import numpy as np
-
-_BIO = re.compile(r"O|[BI]-.+")
 
 
 def classification_scores(labels: Sequence[int], predictions: Sequence[int]) -> dict[str, float]:
@@ -57,11 +54,6 @@ def regression_scores(labels: Sequence[float], predictions: Sequence[float]) -> 
         "spearman": spearman,
         "mean_squared_error": float(metrics.mean_squared_error(labels, predictions)),
     }
-
-
-def has_spans(names: Sequence[str]) -> bool:
-    """Say whether tags are those of spans in the BIO scheme: `O`, `B-...`, `I-...`."""
-    return all(_BIO.fullmatch(name) for name in names)
 
 
 def tag_scores(

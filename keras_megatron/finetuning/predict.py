@@ -40,7 +40,6 @@ def predict(
     """
     job = job_of_preset(preset)
     examples = job.read(source, columns, labelled=False)
-    # KerasHub cannot load a task that was saved in mixed precision unless it is told a dtype.
     model = job.task_class.from_preset(preset, dtype=dtype)
     answers = job.answers(model, examples, batch_size)
     if examples.ids is None:

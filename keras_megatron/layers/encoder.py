@@ -5,11 +5,6 @@ from collections.abc import Callable, Mapping
 import keras
 from keras import ops
 
-INPUTS = ("token_ids", "segment_ids", "padding_mask")
-ENCODER_INPUTS = ("encoder_hidden_states", "encoder_padding_mask")
-# What may be given besides, or instead.
-OPTIONAL_INPUTS = ("position_ids", "token_embeddings", "attention_mask")
-
 
 def encode(
     get_layer: Callable[[str], keras.Layer],
@@ -34,13 +29,14 @@ def encode(
     hidden_states = _embed(get_layer("embeddings"), inputs, training)
     attention_mask = _attention_mask(inputs, hidden_states, causal)
     encoder_hidden_states = inputs.get("encoder_hidden_states")
+    encoder_mask = key_mask(inputs.get("encoder_padding_mask"))
     all_hidden_states, attentions = [hidden_states], []
     for index in range(num_layers):
         hidden_states = get_layer(f"transformer_layer_{index}")(
             hidden_states,
             attention_mask=attention_mask,
             encoder_hidden_states=encoder_hidden_states,
-            encoder_mask=key_mask(inputs.get("encoder_padding_mask")),
+            encoder_mask=encoder_mask,
             output_attentions=output_attentions,
             training=training,
         )

@@ -4,6 +4,36 @@ from collections.abc import Mapping
 
 import numpy as np
 
+INPUTS = ("token_ids", "segment_ids", "padding_mask")
+ENCODER_INPUTS = ("encoder_hidden_states", "encoder_padding_mask")
+# What may be given besides, or instead.
+OPTIONAL_INPUTS = ("position_ids", "token_embeddings", "attention_mask")
+
+
+def check_input_names(inputs, cross_attention: bool) -> None:
+    """Refuse a backbone's inputs that are missing, unknown, or given in two ways.
+
+    Args:
+        inputs: what the backbone is called on.
+        cross_attention: whether it attends to an encoder.
+
+    Raises:
+        ValueError: as said, or they are no dict.
+    """
+    if not isinstance(inputs, Mapping):
+        raise ValueError(f"inputs must be a dict with {', '.join(INPUTS)}, not {type(inputs)}")
+    known = {*INPUTS, *OPTIONAL_INPUTS, *(ENCODER_INPUTS if cross_attention else ())}
+    if unknown := sorted(set(inputs) - known):
+        raise ValueError(f"unknown input {unknown[0]!r}: known are {', '.join(sorted(known))}")
+    if ("token_ids" in inputs) == ("token_embeddings" in inputs):
+        raise ValueError("give either token_ids or token_embeddings")
+    optional = set(inputs).intersection(OPTIONAL_INPUTS)
+    needed = set() if optional else {"segment_ids", "padding_mask"}
+    if cross_attention:
+        needed |= set(ENCODER_INPUTS if not optional else ENCODER_INPUTS[:1])
+    if missing := sorted(needed - set(inputs)):
+        raise ValueError(f"the input {missing[0]!r} is missing")
+
 
 def check_token_inputs(
     inputs: Mapping, vocabulary_size: int, num_segments: int, max_sequence_length: int

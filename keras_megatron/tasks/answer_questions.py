@@ -46,12 +46,7 @@ def _check(task, questions, contexts, top_k, null_threshold, batch_size) -> None
                 f"{name} must be a list of str, as the other is, or both a str; not "
                 f"{type(texts).__name__}"
             )
-    length, limit = preprocessor.sequence_length, task.backbone.max_sequence_length
-    if length > limit:
-        raise ValueError(
-            f"the preprocessor makes {length} tokens but the model has {limit} positions: set "
-            f"preprocessor.sequence_length = {limit}"
-        )
+    task.check_length()
     preprocessor.check_samples((questions, contexts))
 
 

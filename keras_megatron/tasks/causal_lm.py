@@ -5,8 +5,8 @@ from keras import ops
 from keras_megatron.backbone import MegatronBertBackbone
 from keras_megatron.layers.common import refuse_unknown
 from keras_megatron.layers.encoder import causal_mask, key_mask
-from keras_megatron.layers.masked_lm_head import MaskedLMHead
 from keras_megatron.tasks.causal_lm_preprocessor import MegatronBertCausalLMPreprocessor
+from keras_megatron.tasks.heads import masked_lm_head, token_cross_entropy
 from keras_megatron.tasks.task import MegatronBertTask, check_tokenizer_fits
 
 
@@ -56,14 +56,7 @@ class MegatronBertCausalLM(MegatronBertTask, keras_hub.models.CausalLM):
         check_tokenizer_fits(preprocessor, backbone)
 
         # === Layers ===
-        mlm_head = MaskedLMHead(
-            token_embedding=backbone.token_embedding,
-            activation=head_activation,
-            layer_norm_epsilon=backbone.layer_norm_epsilon,
-            initializer_range=backbone.initializer_range,
-            dtype=backbone.dtype_policy,
-            name="mlm_head",
-        )
+        mlm_head = masked_lm_head(backbone, head_activation)
 
         # === Functional Model ===
         inputs = backbone.input
@@ -82,9 +75,7 @@ class MegatronBertCausalLM(MegatronBertTask, keras_hub.models.CausalLM):
         The default loss is the mean cross entropy of the tokens that are there.
         """
         if loss == "auto":
-            loss = keras.losses.SparseCategoricalCrossentropy(
-                from_logits=True, reduction="mean_with_sample_weight"
-            )
+            loss = token_cross_entropy()
         super().compile(optimizer=optimizer, loss=loss, sampler=sampler, **kwargs)
 
     def generate(self, inputs, max_length: int | None = None, **kwargs):
@@ -172,10 +163,11 @@ class MegatronBertCausalLM(MegatronBertTask, keras_hub.models.CausalLM):
             position_ids=ops.expand_dims(ops.arange(new, dtype="int32") + index, 0),
         )
         mask = causal_mask(new, length, first_query=index)
+        encoder_mask = key_mask(cache.get("encoder_mask"))
         layers = []
         for layer, layer_cache in zip(backbone.transformer_layers, cache["layers"], strict=True):
             hidden_states, layer_cache = layer.decode(
-                hidden_states, layer_cache, index, mask, key_mask(cache.get("encoder_mask"))
+                hidden_states, layer_cache, index, mask, encoder_mask
             )
             layers.append(layer_cache)
         hidden_states = backbone.get_layer("final_layer_norm")(hidden_states)

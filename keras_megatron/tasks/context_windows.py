@@ -48,25 +48,21 @@ class Windows:
 
         Args:
             rows: the windows to take.
-            tokenizer: has the ids of the special tokens.
+            tokenizer: `MegatronBertTokenizer`.
             sequence_length: columns of the arrays.
 
         Returns:
             `token_ids`, `segment_ids` (1 from the context on) and `padding_mask`, each an int32
             array (rows, sequence_length).
         """
-        shape = (len(rows), sequence_length)
-        packed = {name: np.zeros(shape, "int32") for name in ("segment_ids", "padding_mask")}
-        token_ids = np.full(shape, tokenizer.pad_token_id, "int32")
-        for row, window in enumerate(rows):
-            example, first = self.example[window], self.first[window]
-            question = [tokenizer.cls_token_id, *self.questions[example], tokenizer.sep_token_id]
-            context = self.contexts[example][first : first + self.count[window]]
-            ids = [*question, *context, tokenizer.sep_token_id]
-            token_ids[row, : len(ids)] = ids
-            packed["segment_ids"][row, len(question) : len(ids)] = 1
-            packed["padding_mask"][row, : len(ids)] = 1
-        return {"token_ids": token_ids, **packed}
+        examples = [self.example[window] for window in rows]
+        begins, counts = self.first[rows], self.count[rows]
+        contexts = [
+            self.contexts[example][begin : begin + count]
+            for example, begin, count in zip(examples, begins, counts, strict=True)
+        ]
+        questions = [self.questions[example] for example in examples]
+        return tokenizer.pack(questions, contexts, sequence_length)
 
     def labels(self, spans: Sequence[tuple[int, int] | None]) -> np.ndarray:
         """Find the answers in the windows.

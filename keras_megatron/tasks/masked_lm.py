@@ -3,8 +3,8 @@ import keras_hub
 
 from keras_megatron.backbone import MegatronBertBackbone
 from keras_megatron.layers.common import refuse_unknown
-from keras_megatron.layers.masked_lm_head import MaskedLMHead
 from keras_megatron.tasks.fill_mask import fill_mask
+from keras_megatron.tasks.heads import masked_lm_head, token_cross_entropy
 from keras_megatron.tasks.masked_lm_preprocessor import MegatronBertMaskedLMPreprocessor
 from keras_megatron.tasks.task import MegatronBertTask, check_tokenizer_fits
 
@@ -52,14 +52,7 @@ class MegatronBertMaskedLM(MegatronBertTask, keras_hub.models.MaskedLM):
         check_tokenizer_fits(preprocessor, backbone)
 
         # === Layers ===
-        mlm_head = MaskedLMHead(
-            token_embedding=backbone.token_embedding,
-            activation=head_activation,
-            layer_norm_epsilon=backbone.layer_norm_epsilon,
-            initializer_range=backbone.initializer_range,
-            dtype=backbone.dtype_policy,
-            name="mlm_head",
-        )
+        mlm_head = masked_lm_head(backbone, head_activation)
 
         # === Functional Model ===
         inputs = {
@@ -83,9 +76,7 @@ class MegatronBertMaskedLM(MegatronBertTask, keras_hub.models.MaskedLM):
         masks do not count as correct ones. See `keras.Model.compile` for the arguments.
         """
         if loss == "auto":
-            loss = keras.losses.SparseCategoricalCrossentropy(
-                from_logits=True, reduction="mean_with_sample_weight"
-            )
+            loss = token_cross_entropy()
         super().compile(optimizer=optimizer, loss=loss, weighted_metrics=weighted_metrics, **kwargs)
 
     def fill_mask(self, texts: str | list[str], top_k: int = 5, batch_size: int = 32) -> list:

@@ -4,8 +4,9 @@ import numpy as np
 
 from keras_megatron.backbone import MegatronBertBackbone
 from keras_megatron.layers.choices import FlattenChoices, GatherChoices
-from keras_megatron.layers.common import normal_initializer, refuse_unknown
+from keras_megatron.layers.common import refuse_unknown
 from keras_megatron.tasks.answers import sample_logits, softmax
+from keras_megatron.tasks.heads import dense_head
 from keras_megatron.tasks.multiple_choice_preprocessor import (
     MegatronBertMultipleChoicePreprocessor,
     most_choices,
@@ -69,12 +70,7 @@ class MegatronBertMultipleChoice(MegatronBertTask, keras_hub.models.Task):
         classifier_dropout = keras.layers.Dropout(
             dropout, dtype=backbone.dtype_policy, name="classifier_dropout"
         )
-        classifier = keras.layers.Dense(
-            1,
-            kernel_initializer=normal_initializer(backbone.initializer_range),
-            dtype=backbone.dtype_policy,
-            name="classifier",
-        )
+        classifier = dense_head(backbone, 1, "classifier")
         gather_choices = GatherChoices(dtype=backbone.dtype_policy, name="gather_choices")
 
         # === Functional Model ===

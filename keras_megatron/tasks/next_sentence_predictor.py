@@ -3,8 +3,9 @@ import keras_hub
 import numpy as np
 
 from keras_megatron.backbone import MegatronBertBackbone
-from keras_megatron.layers.common import normal_initializer, refuse_unknown
+from keras_megatron.layers.common import refuse_unknown
 from keras_megatron.tasks.answers import as_batch, is_single, sample_logits, softmax
+from keras_megatron.tasks.heads import dense_head
 from keras_megatron.tasks.labels import check_class_labels
 from keras_megatron.tasks.next_sentence_predictor_preprocessor import (
     MegatronBertNextSentencePredictorPreprocessor,
@@ -53,12 +54,7 @@ class MegatronBertNextSentencePredictor(MegatronBertTask, keras_hub.models.Task)
         check_tokenizer_fits(preprocessor, backbone)
 
         # === Layers ===
-        binary_head = keras.layers.Dense(
-            2,
-            kernel_initializer=normal_initializer(backbone.initializer_range),
-            dtype=backbone.dtype_policy,
-            name="binary_head",
-        )
+        binary_head = dense_head(backbone, 2, "binary_head")
 
         # === Functional Model ===
         inputs = backbone.input

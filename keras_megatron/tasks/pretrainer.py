@@ -3,8 +3,8 @@ import keras_hub
 from keras import ops
 
 from keras_megatron.backbone import MegatronBertBackbone
-from keras_megatron.layers.common import normal_initializer, refuse_unknown
-from keras_megatron.layers.masked_lm_head import MaskedLMHead
+from keras_megatron.layers.common import refuse_unknown
+from keras_megatron.tasks.heads import dense_head, masked_lm_head, token_cross_entropy
 from keras_megatron.tasks.labels import check_class_labels
 from keras_megatron.tasks.pretrainer_preprocessor import MegatronBertPretrainerPreprocessor
 from keras_megatron.tasks.task import MegatronBertTask, check_tokenizer_fits
@@ -58,20 +58,8 @@ class MegatronBertPretrainer(MegatronBertTask, keras_hub.models.Task):
         check_tokenizer_fits(preprocessor, backbone)
 
         # === Layers ===
-        mlm_head = MaskedLMHead(
-            token_embedding=backbone.token_embedding,
-            activation=head_activation,
-            layer_norm_epsilon=backbone.layer_norm_epsilon,
-            initializer_range=backbone.initializer_range,
-            dtype=backbone.dtype_policy,
-            name="mlm_head",
-        )
-        binary_head = keras.layers.Dense(
-            2,
-            kernel_initializer=normal_initializer(backbone.initializer_range),
-            dtype=backbone.dtype_policy,
-            name="binary_head",
-        )
+        mlm_head = masked_lm_head(backbone, head_activation)
+        binary_head = dense_head(backbone, 2, "binary_head")
 
         # === Functional Model ===
         inputs = {
@@ -101,12 +89,7 @@ class MegatronBertPretrainer(MegatronBertTask, keras_hub.models.Task):
         if optimizer == "auto":
             optimizer = keras.optimizers.Adam(5e-5)
         if loss == "auto":
-            loss = {
-                name: keras.losses.SparseCategoricalCrossentropy(
-                    from_logits=True, reduction="mean_with_sample_weight"
-                )
-                for name in ("mlm", "nsp")
-            }
+            loss = {name: token_cross_entropy() for name in ("mlm", "nsp")}
         if weighted_metrics == "auto":
             weighted_metrics = {
                 name: [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]

@@ -2,8 +2,9 @@ import keras
 import keras_hub
 
 from keras_megatron.backbone import MegatronBertBackbone
-from keras_megatron.layers.common import normal_initializer, refuse_unknown
+from keras_megatron.layers.common import refuse_unknown
 from keras_megatron.tasks.answer_questions import answer_questions
+from keras_megatron.tasks.heads import dense_head
 from keras_megatron.tasks.question_answering_preprocessor import (
     MegatronBertQuestionAnsweringPreprocessor,
 )
@@ -66,12 +67,7 @@ class MegatronBertQuestionAnswering(MegatronBertTask, keras_hub.models.Task):
         check_tokenizer_fits(preprocessor, backbone)
 
         # === Layers ===
-        qa_outputs = keras.layers.Dense(
-            2,
-            kernel_initializer=normal_initializer(backbone.initializer_range),
-            dtype=backbone.dtype_policy,
-            name="qa_outputs",
-        )
+        qa_outputs = dense_head(backbone, 2, "qa_outputs")
 
         # === Functional Model ===
         inputs = backbone.input

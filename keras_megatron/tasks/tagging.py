@@ -49,7 +49,8 @@ def _probabilities(classifier, words: list[WordPieces], batch_size: int) -> list
     ]
     # Lengths are rounded up, so that a compiled backend sees few shapes.
     length = min(-(-(max(map(len, rows)) + 2) // 32) * 32, limit)
-    logits = iter(classifier.logits(preprocessor.pack(rows, length), batch_size))
+    inputs = preprocessor.tokenizer.pack(rows, sequence_length=length)
+    logits = iter(classifier.logits(inputs, batch_size))
     return [
         np.concatenate(
             [

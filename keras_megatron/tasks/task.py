@@ -103,15 +103,23 @@ class MegatronBertTask:
         if not self.labelled and (y is not None or sample_weight is not None):
             raise ValueError(f"{type(self).__name__} makes its labels from the texts: give no y")
         check_lengths(as_columns(x), y, sample_weight)
+        self.check_length()
+        if y is not None:
+            self.check_labels(y)
+        return True
+
+    def check_length(self) -> None:
+        """Refuse a preprocessor that makes more tokens than the model has positions.
+
+        Raises:
+            ValueError: as said.
+        """
         length, limit = self.preprocessor.sequence_length, self.backbone.max_sequence_length
         if length > limit:
             raise ValueError(
                 f"the preprocessor makes {length} tokens but the model has {limit} positions: set "
                 f"preprocessor.sequence_length = {limit}"
             )
-        if y is not None:
-            self.check_labels(y)
-        return True
 
     def check_labels(self, y) -> None:
         """Refuse labels that the head has no output for; a hook.

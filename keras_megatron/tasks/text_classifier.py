@@ -3,8 +3,9 @@ import keras_hub
 import numpy as np
 
 from keras_megatron.backbone import MegatronBertBackbone
-from keras_megatron.layers.common import normal_initializer, refuse_unknown
+from keras_megatron.layers.common import refuse_unknown
 from keras_megatron.tasks.answers import as_batch, is_single, sample_logits, sigmoid, softmax
+from keras_megatron.tasks.heads import dense_head
 from keras_megatron.tasks.labels import (
     ClassAccuracy,
     ClassCrossEntropy,
@@ -86,13 +87,7 @@ class MegatronBertTextClassifier(MegatronBertTask, keras_hub.models.TextClassifi
         classifier_dropout = keras.layers.Dropout(
             dropout, dtype=backbone.dtype_policy, name="classifier_dropout"
         )
-        classifier = keras.layers.Dense(
-            num_classes,
-            activation=activation,
-            kernel_initializer=normal_initializer(backbone.initializer_range),
-            dtype=backbone.dtype_policy,
-            name="classifier",
-        )
+        classifier = dense_head(backbone, num_classes, "classifier", activation)
 
         # === Functional Model ===
         inputs = backbone.input

@@ -2,7 +2,8 @@ import keras
 import keras_hub
 
 from keras_megatron.backbone import MegatronBertBackbone
-from keras_megatron.layers.common import normal_initializer, refuse_unknown
+from keras_megatron.layers.common import refuse_unknown
+from keras_megatron.tasks.heads import dense_head, token_cross_entropy
 from keras_megatron.tasks.labels import check_class_count
 from keras_megatron.tasks.tagging import tag
 from keras_megatron.tasks.task import MegatronBertTask, check_tokenizer_fits
@@ -66,12 +67,7 @@ class MegatronBertTokenClassifier(MegatronBertTask, keras_hub.models.Task):
         classifier_dropout = keras.layers.Dropout(
             dropout, dtype=backbone.dtype_policy, name="classifier_dropout"
         )
-        classifier = keras.layers.Dense(
-            num_classes,
-            kernel_initializer=normal_initializer(backbone.initializer_range),
-            dtype=backbone.dtype_policy,
-            name="classifier",
-        )
+        classifier = dense_head(backbone, num_classes, "classifier")
 
         # === Functional Model ===
         inputs = backbone.input
@@ -94,9 +90,7 @@ class MegatronBertTokenClassifier(MegatronBertTask, keras_hub.models.Task):
         if optimizer == "auto":
             optimizer = keras.optimizers.Adam(5e-5)
         if loss == "auto":
-            loss = keras.losses.SparseCategoricalCrossentropy(
-                from_logits=True, reduction="mean_with_sample_weight"
-            )
+            loss = token_cross_entropy()
         if weighted_metrics == "auto":
             weighted_metrics = [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
         super().compile(optimizer=optimizer, loss=loss, weighted_metrics=weighted_metrics, **kwargs)

@@ -98,28 +98,14 @@ class MegatronBertTokenClassifierPreprocessor(
 
     def _encode(self, samples: Sequence) -> tuple[dict[str, np.ndarray], list[WordPieces]]:
         samples = self.words(samples)
-        return self.pack([sample.ids for sample in samples], self.sequence_length), samples
+        ids = [sample.ids for sample in samples]
+        return self.tokenizer.pack(ids, sequence_length=self.sequence_length), samples
 
     def words(self, samples: Sequence) -> list[WordPieces]:
         """Tokenize samples, lists of words or texts, and say where their words begin."""
         if len(samples) and isinstance(samples[0], str):
             return pieces_of_texts(self.tokenizer, samples)
         return pieces_of_words(self.tokenizer, samples)
-
-    def pack(self, rows: list[list[int]], sequence_length: int) -> dict[str, np.ndarray]:
-        """Put [CLS] and [SEP] around the pieces of each row; cut and pad to `sequence_length`."""
-        tokenizer = self.tokenizer
-        token_ids = np.full((len(rows), sequence_length), tokenizer.pad_token_id, "int32")
-        padding_mask = np.zeros_like(token_ids)
-        for row, pieces in enumerate(rows):
-            ids = [tokenizer.cls_token_id, *pieces[: sequence_length - 2], tokenizer.sep_token_id]
-            token_ids[row, : len(ids)] = ids
-            padding_mask[row, : len(ids)] = 1
-        return {
-            "token_ids": token_ids,
-            "segment_ids": np.zeros_like(token_ids),
-            "padding_mask": padding_mask,
-        }
 
     def check_samples(self, columns: tuple, y=None) -> None:
         """Refuse what is not words, and tags that are not theirs.

@@ -219,7 +219,9 @@ def test_long_texts_are_tagged_in_windows():
     ids = [piece for word in words for piece in tokenizer("cased").tokenize(word).tolist()]
     starts = np.cumsum([0, *(len(tokenizer("cased").tokenize(word)) for word in words)])[:-1]
     windows = windows_of(len(ids), 10)
-    packed = classifier.preprocessor.pack([ids[first : first + 10] for first, _, _ in windows], 12)
+    packed = classifier.preprocessor.tokenizer.pack(
+        [ids[first : first + 10] for first, _, _ in windows], sequence_length=12
+    )
     best = as_numpy(classifier(packed)).argmax(-1)
     for start, tag in zip(starts, tags, strict=True):
         (row,) = [i for i, (_, first, last) in enumerate(windows) if first <= start < last]
