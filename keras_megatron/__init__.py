@@ -1,5 +1,6 @@
 """Megatron BERT for Keras 3, on JAX, PyTorch and TensorFlow."""
 
+from keras_megatron import parallel as parallel
 from keras_megatron import presets as presets
 from keras_megatron.backbone import MegatronBertBackbone
 from keras_megatron.tasks.causal_lm import MegatronBertCausalLM

@@ -1,0 +1,42 @@
+"""Which engine makes Keras honour a distribution on the active backend."""
+
+import contextlib
+import functools
+from collections.abc import Iterator
+
+import keras
+
+
+class Engine:
+    """What a backend needs beside Keras's own; on JAX nothing.
+
+    Attributes:
+        more_devices: how to get more devices, for an error.
+    """
+
+    more_devices = (
+        "give other numbers; on a CPU, XLA_FLAGS=--xla_force_host_platform_device_count=N makes N"
+    )
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[None]:
+        """Give Keras what it lacks: devices, meshes and layouts of this backend."""
+        yield
+
+    @contextlib.contextmanager
+    def active(self, distribution) -> Iterator[None]:
+        """Have variables and batches laid out as a distribution says."""
+        yield
+
+
+@functools.cache
+def engine() -> Engine:
+    """Return the engine of the active backend.
+
+    Raises:
+        ValueError: there is none.
+    """
+    backend = keras.backend.backend()
+    if backend == "jax":
+        return Engine()
+    raise ValueError(f"there is no model parallelism on the backend {backend!r}")
