@@ -39,4 +39,12 @@ def engine() -> Engine:
     backend = keras.backend.backend()
     if backend == "jax":
         return Engine()
+    if backend == "torch":
+        from keras_megatron.parallel.torch_engine import TorchEngine
+
+        return TorchEngine()
+    if backend == "tensorflow":
+        from keras_megatron.parallel.tensorflow_engine import TensorFlowEngine, is_native
+
+        return Engine() if is_native() else TensorFlowEngine()
     raise ValueError(f"there is no model parallelism on the backend {backend!r}")

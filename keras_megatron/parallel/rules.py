@@ -54,6 +54,7 @@ _WHOLE_OUTPUTS = (
 _NORM_OUTPUTS = (
     r"(.*/)?transformer_layer_\d+/(self_attention|cross_attention|feedforward)_layer_norm/output",
     r"(.*/)?final_layer_norm/output",
+    r"(.*/)?mlm_head/layer_norm/output",
 )
 
 

@@ -1,0 +1,76 @@
+"""What TensorFlow needs for model parallelism, on DTensor: one process, several devices.
+
+Imported only where TensorFlow is the backend. To the code of a traced step a variable is a DTensor,
+of which each device has its part; to all other code, which runs eagerly (saving and loading,
+metrics' results, callbacks), it is the plain variable that it would be without any of this. So the
+host has one whole variable at a time, and a model that is called eagerly, instead of by `predict`
+and its like, is computed there.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+from keras.src.backend.tensorflow import core, distribution_lib, numpy
+from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
+from keras.src.optimizers import base_optimizer
+
+from keras_megatron.parallel.engines import Engine
+from keras_megatron.parallel.tensorflow_engine import operations, steps, tensors
+from keras_megatron.parallel.tensorflow_engine.devices import make_cpu_devices
+from keras_megatron.parallel.tensorflow_engine.patches import environment, replaced
+from keras_megatron.parallel.tensorflow_engine.variables import ShardedVariable, initializing
+
+__all__ = ["ShardedVariable", "TensorFlowEngine", "is_native", "make_cpu_devices"]
+
+
+def is_native() -> bool:
+    """Say whether this version of Keras shards on TensorFlow itself."""
+    return hasattr(distribution_lib, "distribute_variable")
+
+
+class TensorFlowEngine(Engine):
+    """Model parallelism by `tf.experimental.dtensor`."""
+
+    more_devices = (
+        "give other numbers; on a CPU, make_cpu_devices(N) of "
+        "keras_megatron.parallel.tensorflow_engine makes N, before TensorFlow is first used"
+    )
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[None]:
+        """Give Keras meshes of DTensor, and a way to lay out the output of a layer."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(environment(steps.COMBINE_ALL_REDUCES, "0"))
+            for name, function in (
+                ("_to_backend_mesh", tensors.backend_mesh),
+                ("distribute_tensor", operations.distribute_tensor),
+            ):
+                stack.enter_context(replaced(distribution_lib, name, function))
+            yield
+
+    @contextlib.contextmanager
+    def active(self, distribution) -> Iterator[None]:
+        """Make variables of DTensors, run steps on the mesh, keep split logits split.
+
+        Raises:
+            ValueError: the sequence is to be split.
+        """
+        layout = distribution.get_tensor_layout("embeddings/output")
+        if layout is not None and layout.axes[1] is not None:
+            raise ValueError(
+                "sequence_parallel is not possible on TensorFlow, whose DTensor cannot split what "
+                "attention transposes: leave it out"
+            )
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(replaced(core.Variable, "_initialize", initializing(distribution)))
+            for name in ("make_train_function", "make_test_function", "make_predict_function"):
+                function = getattr(steps, name)(distribution)
+                stack.enter_context(replaced(TensorFlowTrainer, name, function))
+            for module, name in (
+                (numpy, "argmax"),
+                (numpy, "take"),
+                (base_optimizer, "global_norm"),
+            ):
+                function = getattr(operations, name)(getattr(module, name))
+                stack.enter_context(replaced(module, name, function))
+            yield

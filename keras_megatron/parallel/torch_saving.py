@@ -1,0 +1,133 @@
+"""Files that are written once: by process 0, with weights that all processes put together."""
+
+import contextlib
+import functools
+import inspect
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import keras_hub
+import torch.distributed as dist
+from keras.src import callbacks
+from keras.src.callbacks import backup_and_restore, model_checkpoint
+from keras.src.saving import saving_lib
+from keras.src.utils import file_utils
+
+from keras_megatron.backbone import MegatronBertBackbone
+from keras_megatron.parallel.torch_patching import patched
+from keras_megatron.parallel.torch_variables import discarded_arrays
+from keras_megatron.tasks.task import MegatronBertTask
+
+# What writes a model: a function or method of (model, path, ...), and how the other processes take
+# part in putting weights together. Exporting reshapes them, so they must be there.
+_WRITERS = (
+    (saving_lib, "save_model", discarded_arrays),
+    (saving_lib, "save_weights_only", discarded_arrays),
+    (keras_hub.models.Task, "save_to_preset", discarded_arrays),
+    (keras_hub.models.Backbone, "save_to_preset", discarded_arrays),
+    (MegatronBertTask, "export_to_transformers", contextlib.nullcontext),
+    (MegatronBertBackbone, "export_to_transformers", contextlib.nullcontext),
+)
+# What writes by itself too, and must not run ahead of process 0.
+_CALLBACKS = (
+    (callbacks.BackupAndRestore, "_save_model"),
+    (callbacks.BackupAndRestore, "on_train_end"),
+    (callbacks.ModelCheckpoint, "_save_model"),
+)
+
+
+@contextlib.contextmanager
+def files_written_once() -> Iterator[None]:
+    """Have models saved by process 0 alone; each process calls the method, as before."""
+    with contextlib.ExitStack() as stack:
+        for owner, name, others in _WRITERS:
+            write = _written_once(getattr(owner, name), others)
+            stack.enter_context(patched(owner, **{name: write}))
+        for owner, name in _CALLBACKS:
+            stack.enter_context(patched(owner, **{name: _in_step(getattr(owner, name))}))
+        if dist.get_rank() > 0:
+            for module in (backup_and_restore, model_checkpoint):
+                stack.enter_context(patched(module, file_utils=_ReadOnlyFiles()))
+        yield
+
+
+def _in_step(method: Callable) -> Callable:
+    @functools.wraps(method)
+    def in_step(*args, **kwargs):
+        result = method(*args, **kwargs)
+        dist.barrier()
+        return result
+
+    return in_step
+
+
+_writing = False
+
+
+def _written_once(write: Callable, others: Callable) -> Callable:
+    """Have process 0 write and the others wait until it is done.
+
+    A file appears when it is complete, so that a run that is killed leaves the one before.
+
+    Args:
+        write: a function of (model, path, ...).
+        others: makes the context in which other processes write, to a folder that is removed.
+    """
+    signature = inspect.signature(write)
+    name = list(signature.parameters)[1]  # of the path
+
+    @functools.wraps(write)
+    def write_once(*args, **kwargs):
+        global _writing
+        call = signature.bind(*args, **kwargs)
+        path = call.arguments[name]
+        if _writing or not isinstance(path, str | os.PathLike):  # as part of something else
+            write(*args, **kwargs)
+            return
+
+        def write_to(path) -> None:
+            call.arguments[name] = str(path)
+            write(*call.args, **call.kwargs)
+
+        _writing = True
+        try:
+            if dist.get_rank() > 0:
+                with tempfile.TemporaryDirectory() as folder, others():
+                    write_to(Path(folder) / Path(path).name)
+            elif os.path.isdir(path) or not Path(path).suffix or file_utils.is_remote_path(path):
+                write_to(path)
+            else:
+                _write_then_move(write_to, Path(path))
+        finally:
+            _writing = False
+        dist.barrier()
+
+    return write_once
+
+
+def _write_then_move(write_to: Callable, path: Path) -> None:
+    folder = Path(tempfile.mkdtemp(prefix=".saving-", dir=path.parent))
+    try:
+        write_to(folder / path.name)
+        for written in folder.iterdir():  # several, if the weights are sharded
+            os.replace(written, path.parent / written.name)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class _ReadOnlyFiles:
+    """Keras's `file_utils` for a process that is to leave files to another one."""
+
+    def __getattr__(self, name: str):
+        return getattr(file_utils, name)
+
+    def File(self, path, mode="r"):
+        return file_utils.File(path if "r" in mode else os.devnull, mode)
+
+    def _nothing(self, *args, **kwargs) -> None:
+        """Process 0 does it."""
+
+    makedirs = copy = remove = rmtree = _nothing

@@ -1,0 +1,80 @@
+"""Batches of a training step: the same on each process, of which each one takes its share."""
+
+import contextlib
+import functools
+import zlib
+from collections.abc import Iterator
+
+import keras
+import torch
+import torch.distributed as dist
+from keras.src.backend.torch import core
+from keras.src.backend.torch.trainer import TorchTrainer
+
+from keras_megatron.parallel.torch_devices import distribute_data_input
+from keras_megatron.parallel.torch_patching import patched
+from keras_megatron.parallel.torch_variables import whole
+
+
+@contextlib.contextmanager
+def sharded_batches(distribution) -> Iterator[None]:
+    """Have the steps of training, evaluation and prediction split their batch."""
+
+    def splits(step):
+        @functools.wraps(step)
+        def step_here(self, data):
+            # What is returned is whole: Keras looks at predictions in a thread of its own, where
+            # putting them together would fall between this thread's exchanges of data.
+            return keras.tree.map_structure(whole, step(self, _split(data, distribution)))
+
+        return step_here
+
+    steps = ("train_step", "test_step", "predict_step")
+    with patched(TorchTrainer, **{name: splits(getattr(TorchTrainer, name)) for name in steps}):
+        yield
+
+
+def _split(data, distribution):
+    tensors = keras.tree.map_structure(
+        lambda leaf: None if leaf is None else core.convert_to_tensor(leaf), data
+    )
+    layouts = keras.tree.map_structure(
+        lambda leaf: None if leaf is None else distribution.get_data_layout(leaf.shape), tensors
+    )
+    _check_same(keras.tree.flatten(tensors))
+    return keras.tree.map_structure(
+        lambda leaf, layout: None if leaf is None else distribute_data_input(leaf, layout),
+        tensors,
+        layouts,
+    )
+
+
+def _check_same(tensors: list) -> None:
+    """Refuse batches that differ: their gradients would be summed as if they were of one batch.
+
+    Raises:
+        ValueError: as said.
+    """
+    if dist.get_world_size() == 1:
+        return
+    checksum = 0
+    for tensor in tensors:
+        if tensor is not None:
+            described = f"{tuple(tensor.shape)} {tensor.dtype}".encode()
+            checksum = zlib.crc32(described, checksum)
+            flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            checksum = zlib.crc32(flat.numpy(), checksum)
+    extremes = torch.tensor([checksum, -checksum], device=_collective_device())
+    dist.all_reduce(extremes, dist.ReduceOp.MAX)
+    highest, lowest = extremes.tolist()
+    if highest != -lowest:
+        raise ValueError(
+            f"process {dist.get_rank()} was given another batch than others: give each process the "
+            "same data, all of it, in the same order"
+        )
+
+
+def _collective_device() -> str:
+    """Return a device whose tensors the processes can exchange; the CPU if possible."""
+    on_cpu = torch.device("cpu") in dist.group.WORLD._device_types
+    return "cpu" if on_cpu else core.get_device()

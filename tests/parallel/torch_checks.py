@@ -1,0 +1,294 @@
+"""What each process of `torch_run.py` does; the tests look at what it returns."""
+
+import contextlib
+import hashlib
+import itertools
+import math
+import os
+import signal
+import time
+
+import keras
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch_models as models
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.debug import CommDebugMode
+
+from keras_megatron import parallel
+
+
+def equality(folder, data: str) -> dict:
+    """Train each task sharded and unsharded; return the largest differences and shares."""
+    results = {}
+    for task in models.TASKS:
+        alone = models.build(task)
+        models.compile_(alone)
+        expected = models.train(alone, task)
+        slots = [variable.numpy() for variable in alone.optimizer.variables]
+        with parallel.model_parallel(data=int(data)) as distribution:
+            model = models.build(task)
+            models.compile_(model)
+            actual = models.train(model, task)
+            gradients = [key for key in expected if key.startswith("gradient")]
+            results[task] = {
+                "same gradients": sorted(expected) == sorted(actual),
+                "losses": _difference(actual["losses"], expected["losses"]),
+                "gradients": max(_difference(actual[k], expected[k]) for k in gradients),
+                "largest gradient": max(float(np.abs(expected[k]).max()) for k in gradients),
+                "slots": max(
+                    _difference(variable.numpy(), slot)
+                    for variable, slot in zip(model.optimizer.variables, slots, strict=True)
+                ),
+                **_shares(model, distribution),
+            }
+            weights, predicted = [v.numpy() for v in model.weights], _predict(model, task)
+        # From the same weights: those that were trained differ by what Adam makes of noise.
+        alone.set_weights(weights)
+        pairs = zip(predicted, _predict(alone, task), strict=True)
+        results[task]["predictions"] = max(_difference(*pair) for pair in pairs)
+    return results
+
+
+def _difference(actual, expected) -> float:
+    return float(np.abs(np.asarray(actual, "f8") - np.asarray(expected, "f8")).max())
+
+
+def _predict(model, task: str) -> list:
+    outputs = model.predict(models.data(task)[0], batch_size=models.BATCH, verbose=0)
+    return keras.tree.flatten(outputs)
+
+
+def _shares(model, distribution) -> dict:
+    """Return which variables are split, and those whose memory is not their share."""
+    split, wrong = [], []
+    for variable in [*model.weights, *model.optimizer.variables]:
+        value = variable.value
+        local = value.to_local() if isinstance(value, DTensor) else value
+        axes = [axis for axis in variable._layout.axes if axis]
+        if axes:
+            split.append(variable.path)
+        share = math.prod(variable.shape) // math.prod(map(distribution.axis_size, axes))
+        if local.untyped_storage().nbytes() != share * local.itemsize:
+            wrong.append(variable.path)
+    return {"split": split, "wrong": wrong}
+
+
+def variants(folder) -> dict:
+    """Train in other ways, sharded and not; return the largest differences."""
+    results = {}
+    for name, task, build, compiled, scope in (
+        ("checkpointing", "MaskedLM", {"gradient_checkpointing": True}, {}, {}),
+        ("bfloat16", "MaskedLM", {"dtype": "mixed_bfloat16"}, {}, {}),
+        ("lora", "TextClassifier", {}, {}, {}),
+        ("accumulation", "MaskedLM", {}, {"gradient_accumulation_steps": 2}, {}),
+        ("sequence", "MaskedLM", {}, {}, {"sequence_parallel": True}),
+    ):
+
+        def trained(name=name, task=task, build=build, compiled=compiled):
+            model = models.build(task, **build)
+            if name == "lora":
+                model.backbone.enable_lora(2)
+            models.compile_(model, **compiled)
+            return models.train(model, task)
+
+        expected = trained()
+        with parallel.model_parallel(**scope):
+            actual = trained()
+        assert actual.keys() == expected.keys()
+        results[name] = {
+            "losses": _difference(actual["losses"], expected["losses"]),
+            "gradients": max(_difference(actual[key], expected[key]) for key in expected),
+        }
+    return results
+
+
+class _WholeModel:
+    """Stands for CommDebugMode's account by module, which Keras's modules lead astray."""
+
+    def __init__(self):
+        self.name, self.is_bw, self.activation_checkpointing = "Global", False, False
+        self.module_parents_dict = {"Global": ()}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+
+def counts(folder, task: str, data: str) -> dict:
+    """Return how often each collective is called in the parts of a training step."""
+    marks, backward = [("batch and forward", {})], torch.Tensor.backward
+    mode = CommDebugMode()
+    mode.advanced_module_tracker = _WholeModel()
+
+    def marked(function, begin: str, end: str):
+        def call(*args, **kwargs):
+            marks.append((begin, mode.get_comm_counts().copy()))
+            result = function(*args, **kwargs)
+            marks.append((end, mode.get_comm_counts().copy()))
+            return result
+
+        return call
+
+    with parallel.model_parallel(data=int(data)):
+        model = models.build(task)
+        models.compile_(model)
+        x, y, weight = models.batch(task)
+        model.train_on_batch(x, y, sample_weight=weight)  # infers shapes, which is not counted
+        model._compute_loss = marked(model._compute_loss, "loss", "between")
+        model.optimizer.apply = marked(model.optimizer.apply, "optimizer", "metrics")
+        torch.Tensor.backward = marked(backward, "backward", "between")
+        try:
+            with mode:
+                model.train_on_batch(x, y, sample_weight=weight)
+        finally:
+            torch.Tensor.backward = backward
+        variables = sum(v.value.grad is not None for v in model.trainable_variables)
+    marks.append(("", mode.get_comm_counts()))
+    counted = {
+        part: {str(k).split(".")[-1]: n - before.get(k, 0) for k, n in after.items()}
+        for (part, before), (_, after) in itertools.pairwise(marks)
+    }
+    counted = {part: {k: n for k, n in found.items() if n} for part, found in counted.items()}
+    return {**counted, "variables": variables}
+
+
+def dropout(folder, data: str) -> dict:
+    """Return what each process dropped, of a tensor that is replicated and one that is split."""
+    results = {}
+    keras.utils.set_random_seed(dist.get_rank() if dist.is_initialized() else os.getpid())
+    with parallel.model_parallel(data=int(data)) as distribution:
+        drop = keras.layers.Dropout(0.5, name="drop")
+        for name, axes in (("whole", (None, None)), ("split", ("model", None))):
+            layout = keras.distribution.TensorLayout(axes, distribution.device_mesh)
+            ones = keras.distribution.distribute_tensor(torch.ones(64, 64), layout)
+            results[name] = [_hash(drop(ones, training=True).to_local()) for _ in range(2)]
+        results["kept"] = float(drop(ones, training=True).to_local().count_nonzero()) / (
+            ones.to_local().numel()
+        )
+        losses = []
+        for checkpointing in (False, True):
+            rates = {"dropout": 0.2, "attention_dropout": 0.2}
+            model = models.build("MaskedLM", gradient_checkpointing=checkpointing, **rates)
+            models.compile_(model)
+            losses.append(models.train(model, "MaskedLM")["losses"])
+        results["checkpointing"] = _difference(*losses)
+        replicated = [v for v in model.weights if not any(v._layout.axes)]
+        results["replicated"] = _hash(torch.cat([v.value.to_local().flatten() for v in replicated]))
+    return results
+
+
+def _hash(tensor: torch.Tensor) -> str:
+    return hashlib.sha256(np.ascontiguousarray(tensor.detach().numpy())).hexdigest()
+
+
+def save(folder) -> dict:
+    """Train, and save in each way."""
+    with parallel.model_parallel():
+        model = models.build("MaskedLM", seed=3)
+        models.compile_(model)
+        models.train(model, "MaskedLM")
+        model.save_weights(folder / "saved.weights.h5")
+        model.save(folder / "saved.keras")
+        model.save_to_preset(preset_dir=str(folder / "preset"))
+        model.backbone.export_to_transformers(folder / "exported")
+        values = {v.path: v.numpy() for v in model.weights}
+        if dist.get_rank() == 0:
+            np.savez(folder / "values.npz", **values)
+    return {"left": sorted(path.name for path in folder.iterdir() if path.name[0] == ".")}
+
+
+def load(folder) -> dict:
+    """Load what `save` saved on other processes; return what is not bit-equal."""
+    saved = folder.parent / "two"
+    values = np.load(saved / "values.npz")
+    wrong = {}
+    with parallel.model_parallel(data=2):
+        model = models.build("MaskedLM", seed=4)
+        models.compile_(model)
+        model.load_weights(saved / "saved.weights.h5")
+        preset = type(model).from_preset(str(saved / "preset"), preprocessor=None)
+        for name, loaded in (("weights", model), ("preset", preset)):
+            wrong[name] = [
+                v.path for v in loaded.weights if not np.array_equal(v.numpy(), values[v.path])
+            ]
+            assert len(loaded.weights) == len(values)
+    return wrong
+
+
+def errors(folder) -> dict:
+    """Return the messages of what must not run."""
+    messages = {}
+
+    @contextlib.contextmanager
+    def noting(name: str):
+        try:
+            yield
+        except ValueError as error:
+            messages[name] = str(error)
+
+    x, y, _ = models.batch("TextClassifier")
+    outside = models.build("TextClassifier")
+    models.compile_(outside)
+    with noting("devices"), parallel.model_parallel(model=3):
+        pass
+    with parallel.model_parallel(data=2):
+        with noting("outside"):
+            outside.fit(x, y, verbose=0)
+        with noting("nested"), parallel.model_parallel():
+            pass
+        model = models.build("TextClassifier")
+        models.compile_(model)
+        three = keras.tree.map_structure(lambda array: array[:3], (x, y))
+        with noting("batch"):
+            model.train_on_batch(*three)
+        with noting("different"):
+            model.train_on_batch(x, y + dist.get_rank())
+    with noting("vocabulary"), parallel.model_parallel():
+        models.build("TextClassifier", vocabulary_size=55)
+    return messages
+
+
+class _Kill(keras.callbacks.Callback):
+    """Kills process 1 in the middle of an epoch."""
+
+    def __init__(self, epoch: int, folder):
+        super().__init__()
+        self.epoch, self.folder, self.now = epoch, folder, 0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.now = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.now == self.epoch and batch == 1 and dist.get_rank() == 1:
+            (self.folder / "killed_at").write_text(str(time.time()))
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def resumable(folder, kill_in_epoch: str) -> dict:
+    """Fit four epochs with a backup after each; return the losses by epoch."""
+    x, y, weight = models.data("MaskedLM")
+    with parallel.model_parallel():
+        model = models.build("MaskedLM")
+        models.compile_(model)
+        callbacks = [
+            _Kill(int(kill_in_epoch), folder),
+            keras.callbacks.BackupAndRestore(str(folder / "backup"), delete_checkpoint=False),
+            keras.callbacks.ModelCheckpoint(
+                str(folder / "epoch_{epoch}.weights.h5"), save_weights_only=True
+            ),
+        ]
+        history = model.fit(
+            x,
+            y,
+            sample_weight=weight,
+            batch_size=models.BATCH,
+            shuffle=False,
+            verbose=0,
+            epochs=4,
+            callbacks=callbacks,
+        )
+    return dict(zip(map(str, history.epoch), history.history["loss"], strict=True))
