@@ -176,6 +176,12 @@ def test_every_task_is_fine_tuned_and_answers(task, preset, data, tmp_path):
         assert [answer["id"] for answer in answers] == ["dev-6", "dev-7"]
 
 
+def test_a_loss_that_is_no_number_ends_the_run(preset, data, tmp_path):
+    with pytest.raises(ValueError, match=r"the loss is nan in step \d of epoch 1: give a lower"):
+        run(settings(preset, data, learning_rate=1e38), tmp_path / "run")
+    assert not (tmp_path / "run" / "metrics.json").exists()
+
+
 def test_a_preset_of_the_task_keeps_its_head(whole, preset, data, tmp_path):
     """One batch at a rate of nearly nothing: the head is the one that was saved, or a new one."""
     arguments = {"epochs": 1, "learning_rate": 1e-12}
