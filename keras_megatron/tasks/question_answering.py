@@ -1,10 +1,14 @@
+from collections.abc import Mapping
+
 import keras
 import keras_hub
+import numpy as np
 
 from keras_megatron.backbone import MegatronBertBackbone
 from keras_megatron.layers.common import refuse_unknown
 from keras_megatron.tasks.answer_questions import answer_questions
 from keras_megatron.tasks.heads import dense_head
+from keras_megatron.tasks.labels import check_range, check_shape
 from keras_megatron.tasks.question_answering_preprocessor import (
     MegatronBertQuestionAnsweringPreprocessor,
 )
@@ -79,19 +83,22 @@ class MegatronBertQuestionAnswering(MegatronBertTask, keras_hub.models.Task):
         # === Config ===
         self.qa_outputs = qa_outputs
 
-    def compile(self, optimizer="auto", loss="auto", *, metrics="auto", **kwargs):
-        """Configure training; by default with the mean cross entropy of an answer's two ends.
+    def default_loss(self) -> keras.losses.Loss:
+        """Return the mean cross entropy of an answer's two ends."""
+        return SpanLoss()
 
-        The metric is the share of rows with both ends right. See `keras.Model.compile` for the
-        arguments.
+    def default_metrics(self) -> dict:
+        """Return the share of rows with both ends right."""
+        return {"metrics": [span_accuracy]}
+
+    def check_label_arrays(self, y: np.ndarray, inputs: Mapping) -> None:
+        """Refuse labels that are not two positions a row; beyond the row they count for nothing.
+
+        Raises:
+            ValueError: as said.
         """
-        if optimizer == "auto":
-            optimizer = keras.optimizers.Adam(5e-5)
-        if loss == "auto":
-            loss = SpanLoss()
-        if metrics == "auto":
-            metrics = [span_accuracy]
-        super().compile(optimizer=optimizer, loss=loss, metrics=metrics, **kwargs)
+        check_shape(y, (len(inputs["token_ids"]), 2))
+        check_range(y, None)
 
     def answer(
         self,

@@ -44,6 +44,7 @@ class MegatronBertTextEmbedder(MegatronBertTask, keras_hub.models.TextEmbedder):
 
     backbone_cls = MegatronBertBackbone
     preprocessor_cls = MegatronBertTextEmbedderPreprocessor
+    labels = "optional"
 
     def __init__(
         self,
