@@ -54,7 +54,7 @@ def _head_arguments(job: TrainableJob, preset: str, training: Examples) -> tuple
     """Return arguments for the model and its preprocessor; none where the preset's own fit."""
     model, preprocessor = job.arguments(training)
     stored = stored_task(preset)
-    if not model or stored is None or stored.name != job.task_class.__name__:
+    if "num_classes" not in model or stored is None or stored.name != job.task_class.__name__:
         return model, preprocessor
     if "class_names" in preprocessor:
         fits = set(preprocessor["class_names"]) <= set(stored.class_names or ())

@@ -111,6 +111,8 @@ class MegatronBertCausalLM(MegatronBertTask, keras_hub.models.CausalLM):
         Raises:
             ValueError: the model has fewer positions than `max_length`, or a prompt fills it.
         """
+        if isinstance(inputs, list) and not inputs:
+            return []
         length = max_length
         if isinstance(inputs, dict):
             self.backbone.check_inputs(inputs)

@@ -9,7 +9,7 @@ import numpy as np
 from keras_megatron.tasks.answers import as_batch
 from keras_megatron.tasks.labels import label_array
 from keras_megatron.tasks.preprocessor import MegatronBertPreprocessor
-from keras_megatron.tasks.samples import as_columns, batches
+from keras_megatron.tasks.samples import as_columns, batches, by_position
 from keras_megatron.tasks.text_preprocessor import check_texts
 from keras_megatron.tokenization.packing import check_sequence_length
 from keras_megatron.tokenizer import MegatronBertTokenizer
@@ -72,6 +72,7 @@ class MegatronBertMultipleChoicePreprocessor(
 
         See `MegatronBertPreprocessor.dataset`.
         """
+        x, y, sample_weight = by_position((x, y, sample_weight))
         columns = as_columns(x)
         self.check_samples(columns, y)
         y = None if y is None else self.prepare_labels(y)

@@ -2,7 +2,7 @@ import grain
 import keras
 
 from keras_megatron.backbone import MegatronBertBackbone
-from keras_megatron.tasks.samples import as_columns, batches
+from keras_megatron.tasks.samples import as_columns, batches, by_position
 from keras_megatron.tokenizer import MegatronBertTokenizer
 
 
@@ -29,6 +29,7 @@ class MegatronBertPreprocessor:
         """Make a model's inputs of raw samples. What is a dict of inputs already passes through."""
         if isinstance(x, dict):
             return keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
+        x, y, sample_weight = by_position((x, y, sample_weight))
         columns = as_columns(x)
         if self._use_tf_workflow():
             return self.preprocess_in_graph(columns, y, sample_weight)
@@ -54,6 +55,7 @@ class MegatronBertPreprocessor:
         Raises:
             ValueError: there are no samples, columns differ in length, or one is not a sample.
         """
+        x, y, sample_weight = by_position((x, y, sample_weight))
         columns = as_columns(x)
         self.check_samples(columns, y)
         y = None if y is None else self.prepare_labels(y)  # at once, so that all have one dtype

@@ -1,3 +1,4 @@
+import math
 from collections.abc import Mapping
 
 import keras
@@ -32,6 +33,8 @@ class MegatronBertQuestionAnswering(MegatronBertTask, keras_hub.models.Task):
         backbone: `MegatronBertBackbone`.
         preprocessor: `MegatronBertQuestionAnsweringPreprocessor`, or None for inputs that are ids
             already.
+        null_threshold: float. What `answer` takes by default; `float("inf")`, or None in a saved
+            configuration, for data like SQuAD 1.1, where each question has an answer.
 
     Raises:
         ValueError: the tokenizer has more pieces than the backbone has rows.
@@ -65,6 +68,7 @@ class MegatronBertQuestionAnswering(MegatronBertTask, keras_hub.models.Task):
         self,
         backbone: MegatronBertBackbone,
         preprocessor: MegatronBertQuestionAnsweringPreprocessor | None = None,
+        null_threshold: float | None = 0.0,
         **kwargs,
     ):
         refuse_unknown(kwargs, {"name", "trainable", "compile"})
@@ -82,6 +86,7 @@ class MegatronBertQuestionAnswering(MegatronBertTask, keras_hub.models.Task):
 
         # === Config ===
         self.qa_outputs = qa_outputs
+        self.null_threshold = math.inf if null_threshold is None else null_threshold
 
     def default_loss(self) -> keras.losses.Loss:
         """Return the mean cross entropy of an answer's two ends."""
@@ -105,7 +110,7 @@ class MegatronBertQuestionAnswering(MegatronBertTask, keras_hub.models.Task):
         questions: str | list[str],
         contexts: str | list[str],
         top_k: int = 1,
-        null_threshold: float = 0.0,
+        null_threshold: float | None = None,
         batch_size: int = 32,
     ) -> dict | list:
         """Find answers to questions, each in its context.
@@ -115,7 +120,8 @@ class MegatronBertQuestionAnswering(MegatronBertTask, keras_hub.models.Task):
             contexts: a text of any length, or a list of as many as there are questions.
             top_k: how many answers to give to a question.
             null_threshold: a question has no answer if the score of that, a sum of two logits, is
-                above the best answer's by more than this. `float("inf")`: there always is one.
+                above the best answer's by more than this; the model's `null_threshold` if None.
+                `float("inf")`: there always is an answer.
             batch_size: windows a step.
 
         Returns:
@@ -129,9 +135,16 @@ class MegatronBertQuestionAnswering(MegatronBertTask, keras_hub.models.Task):
                 are other contexts than questions, or a number is out of range.
         """
         single = isinstance(questions, str) and isinstance(contexts, str)
+        if null_threshold is None:
+            null_threshold = self.null_threshold
         if single:
             questions, contexts = [questions], [contexts]
         answers = answer_questions(self, questions, contexts, top_k, null_threshold, batch_size)
         if top_k == 1:
             answers = [ranked[0] for ranked in answers]
         return answers[0] if single else answers
+
+    def get_config(self) -> dict:
+        """Return the arguments of the constructor; JSON has no infinity, so None stands for it."""
+        threshold = None if self.null_threshold == math.inf else self.null_threshold
+        return {**super().get_config(), "null_threshold": threshold}

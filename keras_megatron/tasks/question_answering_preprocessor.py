@@ -6,7 +6,7 @@ import numpy as np
 from keras_megatron.tasks.answer_spans import answer_spans
 from keras_megatron.tasks.context_windows import SPECIAL_TOKENS, Windows, make_windows
 from keras_megatron.tasks.preprocessor import MegatronBertPreprocessor
-from keras_megatron.tasks.samples import as_columns, batches, check_lengths
+from keras_megatron.tasks.samples import as_columns, batches, by_position, check_lengths
 from keras_megatron.tokenizer import MegatronBertTokenizer
 
 
@@ -134,6 +134,7 @@ class MegatronBertQuestionAnsweringPreprocessor(
         self, x, y=None, sample_weight=None, batch_size: int = 32, shuffle: bool = False
     ) -> grain.MapDataset:
         """Return one epoch of batches of windows; see the base class."""
+        x, y, sample_weight = by_position((x, y, sample_weight))
         windows, labels, weights = self._rows(as_columns(x), y, sample_weight)
 
         def prepare(columns, y, sample_weight, rng):

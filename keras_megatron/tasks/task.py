@@ -6,7 +6,15 @@ import numpy as np
 
 from keras_megatron.tasks.labels import labels_that_count
 from keras_megatron.tasks.preprocessor import MegatronBertPreprocessor
-from keras_megatron.tasks.samples import as_columns, check_lengths, is_raw, split
+from keras_megatron.tasks.quiet import quiet
+from keras_megatron.tasks.samples import (
+    as_columns,
+    by_position,
+    check_lengths,
+    is_raw,
+    shuffled_batches,
+    split,
+)
 from keras_megatron.tasks.training import DefaultTraining
 
 
@@ -38,9 +46,11 @@ class MegatronBertTask(DefaultTraining):
     ):
         """Train; see `keras.Model.fit`.
 
-        With a preprocessor `x` may be raw samples. They are shuffled anew in each epoch (unless
+        With a preprocessor `x` may be raw samples. Samples are shuffled anew in each epoch (unless
         `shuffle=False`), and what is drawn at random is drawn anew.
         """
+        x, y, sample_weight = by_position((x, y, sample_weight))
+        validation_data = by_position(validation_data)
         # Ids are checked here too: KerasHub takes an error in `preprocess_samples` for a hint to
         # try tf.data, whose tensors nobody checks.
         raw, y = self._check_data(x, y, sample_weight)
@@ -56,15 +66,23 @@ class MegatronBertTask(DefaultTraining):
             x = self.preprocessor.dataset(x, y, sample_weight, batch_size or 32, shuffle)
             y = sample_weight = batch_size = None
             kwargs["shuffle"] = False  # it is done
-        return super().fit(
-            x,
-            y,
-            batch_size=batch_size,
-            sample_weight=sample_weight,
-            validation_data=validation_data,
-            validation_split=validation_split,
-            **kwargs,
-        )
+        elif kwargs.get("shuffle", True) and _are_arrays(x) and not validation_split:
+            # KerasHub would take the rows in their order.
+            parts = (x,) if y is None else (x, y)
+            parts = parts if sample_weight is None else (x, y, sample_weight)
+            x = shuffled_batches(parts, batch_size or 32)
+            y = sample_weight = batch_size = None
+            kwargs["shuffle"] = False
+        with quiet():
+            return super().fit(
+                x,
+                y,
+                batch_size=batch_size,
+                sample_weight=sample_weight,
+                validation_data=validation_data,
+                validation_split=validation_split,
+                **kwargs,
+            )
 
     def _validation_batches(self, data, batch_size: int):
         """Return batches of validation data that is raw, and other data with checked labels."""
@@ -80,18 +98,23 @@ class MegatronBertTask(DefaultTraining):
 
     def evaluate(self, x=None, y=None, batch_size=None, sample_weight=None, **kwargs):
         """Measure loss and metrics; see `keras.Model.evaluate`."""
+        x, y, sample_weight = by_position((x, y, sample_weight))
         raw, y = self._check_data(x, y, sample_weight)
         if raw:
             x = self.preprocessor.dataset(x, y, sample_weight, batch_size or 32)
             y = sample_weight = batch_size = None
-        return super().evaluate(x, y, batch_size=batch_size, sample_weight=sample_weight, **kwargs)
+        weights = {"sample_weight": sample_weight}
+        with quiet():
+            return super().evaluate(x, y, batch_size=batch_size, **weights, **kwargs)
 
     def predict(self, x=None, batch_size=None, **kwargs):
         """Return logits; see `keras.Model.predict`."""
+        x = by_position(x)
         self.backbone.check_inputs(x)
         if self._is_raw(x):
             x, batch_size = self.preprocessor.dataset(x, batch_size=batch_size or 32), None
-        return super().predict(x, batch_size=batch_size, **kwargs)
+        with quiet():
+            return super().predict(x, batch_size=batch_size, **kwargs)
 
     def _check_data(self, x, y=None, sample_weight=None) -> tuple[bool, Any]:
         """Check samples, or ids, with their labels.
@@ -222,8 +245,13 @@ class MegatronBertTask(DefaultTraining):
 
     def quantize(self, mode, config=None, **kwargs):
         """Quantize the backbone; see `keras.Model.quantize`. The small head keeps its precision."""
-        self.backbone.quantize(mode, config=config, **kwargs)
+        with quiet():
+            self.backbone.quantize(mode, config=config, **kwargs)
         self.train_function = self.test_function = self.predict_function = None
+
+
+def _are_arrays(x) -> bool:
+    return isinstance(x, Mapping) and all(isinstance(array, np.ndarray) for array in x.values())
 
 
 def _as_float32(array) -> np.ndarray:
