@@ -5,7 +5,7 @@
 DATA_FOLDER holds pairs.tsv: columns split (train, dev, test), label (0, 1), sentence and
 definition. The sentence does not say which of its words is meant.
 
-@@
+Its score has not been measured yet; a bag of words gives an accuracy of 0.514.
 """
 
 from training import model_arguments, parse_options, report, train

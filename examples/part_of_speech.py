@@ -6,7 +6,7 @@ DATA_FOLDER holds part_of_speech.conll: a word and its Brown tag a line, a blank
 sentences. Of ten sentences the first eight train, the ninth validates, the tenth tests. The 472
 tags are reduced to 92, see `base_tag`.
 
-@@
+@@POS
 """
 
 import dataclasses
