@@ -6,8 +6,8 @@ DATA_FOLDER holds multiple_choice.jsonl: an object a line, with split (train, de
 choices (a list of definitions) and label (the place of the right one).
 
 2 epochs on 1 CPU core, other jobs running, PyTorch with `--dtype mixed_bfloat16`: 16 minutes, test
-accuracy 0.287. From random weights 0.281; chance 0.25. The definitions and sentences are in the text
-that the model was pretrained on.
+accuracy 0.287. From random weights 0.281; chance 0.25. The definitions and sentences are in the
+text that the model was pretrained on.
 """
 
 from training import model_arguments, parse_options, report, train
