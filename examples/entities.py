@@ -5,83 +5,48 @@
 DATA_FOLDER holds entities.conll: a word and its BIO tag a line, a blank line between sentences. Of
 ten sentences the first eight train, the ninth validates, the tenth tests.
 
-10 epochs on 1 CPU core, PyTorch: 3.5 minutes, test span F1 0.735. The tag that each word has most
-often does better, 0.841: the model is small and the sentences are few.
+20 epochs on 1 CPU core, other jobs running, PyTorch with `--dtype mixed_bfloat16`: 8 minutes, test
+span F1 0.760. From random weights 0.743; the tag that each word has most often does better, 0.841:
+the model is small and the sentences are few, and those of one contract are on both sides of the
+split.
 """
 
-import argparse
-import collections
-import json
-import pathlib
-
-import keras
+from training import model_arguments, parse_options, report, train
 
 from keras_megatron import MegatronBertTokenClassifier, MegatronBertTokenClassifierPreprocessor
-from keras_megatron.finetuning.examples import Examples, word_examples
+from keras_megatron.finetuning.examples import word_examples
 from keras_megatron.finetuning.metrics import tag_scores
-from keras_megatron.finetuning.recipe import adamw
 from keras_megatron.finetuning.records import read_records
 
 SEQUENCE_LENGTH = 96  # 92 % of the sentences fit; what is longer is tagged in windows
 BATCH_SIZE = 16
-LEARNING_RATE = 1e-3
 
 
 def main():
-    arguments = parse_arguments()
-    keras.utils.set_random_seed(0)
-    records = read_records(arguments.data / "entities.conll")
-    train = word_examples([record for i, record in enumerate(records) if i % 10 < 8])
-    dev, test = word_examples(records[8::10]), word_examples(records[9::10])
+    options = parse_options(__doc__, epochs=20, learning_rate=1e-3)
+    training, development, test = load(options.data)
+    tags = sorted({tag for part in (training, development, test) for t in part.labels for tag in t})
     preprocessor = MegatronBertTokenClassifierPreprocessor.from_preset(
-        arguments.preset,
-        sequence_length=SEQUENCE_LENGTH,
-        class_names=sorted({tag for part in (train, dev, test) for t in part.labels for tag in t}),
+        options.preset, sequence_length=SEQUENCE_LENGTH, class_names=tags
     )
     model = MegatronBertTokenClassifier.from_preset(
-        arguments.preset,
-        num_classes=len(preprocessor.class_names),
+        options.preset,
+        num_classes=len(tags),
         preprocessor=preprocessor,
-        load_weights=not arguments.random_init,
+        **model_arguments(options),
     )
-    steps = arguments.epochs * -(-len(train) // BATCH_SIZE)
-    model.compile(optimizer=adamw(LEARNING_RATE, total_steps=steps))
-    model.fit(
-        train.columns[0],
-        train.labels,
-        batch_size=BATCH_SIZE,
-        epochs=arguments.epochs,
-        validation_data=(dev.columns[0], dev.labels),
-        verbose=2,
-    )
-    baseline = span_f1(test, most_frequent_tags(train, test))
-    print(f"each word's most frequent tag: F1 {baseline:.3f}")
-    print(json.dumps({"f1": span_f1(test, model.tag(test.columns[0]))}))
+    train(model, training, development, options, BATCH_SIZE)
+    report(model, f1, development if options.dev else test, options)
 
 
-def span_f1(examples: Examples, tags: list[list[str]]) -> float:
-    return tag_scores(examples.labels, tags, spans=True)["f1"]
+def load(data):
+    records = read_records(data / "entities.conll")
+    training = [record for place, record in enumerate(records) if place % 10 < 8]
+    return [word_examples(part) for part in (training, records[8::10], records[9::10])]
 
 
-def most_frequent_tags(train: Examples, test: Examples) -> list[list[str]]:
-    """Give each word the tag that it has most often in training, unknown words "O"."""
-    counts = collections.defaultdict(collections.Counter)
-    for words, tags in zip(train.columns[0], train.labels, strict=True):
-        for word, tag in zip(words, tags, strict=True):
-            counts[word][tag] += 1
-    best = {word: tags.most_common(1)[0][0] for word, tags in counts.items()}
-    return [[best.get(word, "O") for word in words] for words in test.columns[0]]
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", type=pathlib.Path, metavar="DATA_FOLDER")
-    parser.add_argument("--preset", default="megatron_bert_tiny_uncased")
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument(
-        "--random-init", action="store_true", help="start from random weights, for comparison"
-    )
-    return parser.parse_args()
+def f1(model, examples):
+    return tag_scores(examples.labels, model.tag(*examples.columns), spans=True)["f1"]
 
 
 if __name__ == "__main__":

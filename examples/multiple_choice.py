@@ -5,63 +5,45 @@
 DATA_FOLDER holds multiple_choice.jsonl: an object a line, with split (train, dev, test), context,
 choices (a list of definitions) and label (the place of the right one).
 
-Its score has not been measured yet.
+2 epochs on 1 CPU core, other jobs running, PyTorch with `--dtype mixed_bfloat16`: 16 minutes, test
+accuracy 0.287. From random weights 0.281; chance 0.25. The definitions and sentences are in the
+text that the model was pretrained on.
 """
 
-import argparse
-import json
-import pathlib
-
-import keras
+from training import model_arguments, parse_options, report, train
 
 from keras_megatron import MegatronBertMultipleChoice, MegatronBertMultipleChoicePreprocessor
 from keras_megatron.finetuning.examples import choice_examples
-from keras_megatron.finetuning.recipe import adamw
 from keras_megatron.finetuning.records import read_records
 
 SEQUENCE_LENGTH = 40  # 99 % of the definitions fit
-BATCH_SIZE = 16
-LEARNING_RATE = 5e-4
+BATCH_SIZE = 32
 
 
 def main():
-    arguments = parse_arguments()
-    keras.utils.set_random_seed(0)
-    train, dev, test = (
-        choice_examples(read_records(f"{arguments.data / 'multiple_choice.jsonl'}:{split}"))
-        for split in ("train", "dev", "test")
-    )
+    options = parse_options(__doc__, epochs=2, learning_rate=5e-4)
+    training, development, test = load(options.data)
     preprocessor = MegatronBertMultipleChoicePreprocessor.from_preset(
-        arguments.preset, sequence_length=SEQUENCE_LENGTH
+        options.preset, sequence_length=SEQUENCE_LENGTH
     )
     model = MegatronBertMultipleChoice.from_preset(
-        arguments.preset,
-        preprocessor=preprocessor,
-        load_weights=not arguments.random_init,
+        options.preset, preprocessor=preprocessor, **model_arguments(options)
     )
-    steps = arguments.epochs * -(-len(train) // BATCH_SIZE)
-    model.compile(optimizer=adamw(LEARNING_RATE, total_steps=steps))
-    model.fit(
-        train.columns,
-        train.labels,
-        batch_size=BATCH_SIZE,
-        epochs=arguments.epochs,
-        validation_data=(dev.columns, dev.labels),
-        verbose=2,
-    )
-    scores = model.evaluate(test.columns, test.labels, verbose=0, return_dict=True)
-    print(json.dumps({"accuracy": scores["accuracy"]}))
+    train(model, training, development, options, BATCH_SIZE)
+    report(model, accuracy, development if options.dev else test, options)
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", type=pathlib.Path, metavar="DATA_FOLDER")
-    parser.add_argument("--preset", default="megatron_bert_tiny_uncased")
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument(
-        "--random-init", action="store_true", help="start from random weights, for comparison"
-    )
-    return parser.parse_args()
+def load(data):
+    return [
+        choice_examples(read_records(f"{data / 'multiple_choice.jsonl'}:{split}"))
+        for split in ("train", "dev", "test")
+    ]
+
+
+def accuracy(model, examples):
+    answers = model.choose(*examples.columns)
+    right = [a["choice"] == y for a, y in zip(answers, examples.labels, strict=True)]
+    return sum(right) / len(right)
 
 
 if __name__ == "__main__":

@@ -3,67 +3,46 @@
     python examples/pairs.py DATA_FOLDER
 
 DATA_FOLDER holds pairs.tsv: columns split (train, dev, test), label (0, 1), sentence and
-definition.
+definition. The sentence does not say which of its words is meant.
 
-Its score has not been measured yet.
+Its score has not been measured yet; a bag of words gives an accuracy of 0.514.
 """
 
-import argparse
-import json
-import pathlib
-
-import keras
+from training import model_arguments, parse_options, report, train
 
 from keras_megatron import MegatronBertTextClassifier, MegatronBertTextClassifierPreprocessor
 from keras_megatron.finetuning.examples import text_examples
 from keras_megatron.finetuning.labels import integer_label
-from keras_megatron.finetuning.recipe import adamw
 from keras_megatron.finetuning.records import read_records
 
 SEQUENCE_LENGTH = 40  # 99 % of the pairs fit
-BATCH_SIZE = 32
-LEARNING_RATE = 5e-4
+BATCH_SIZE = 64
 
 
 def main():
-    arguments = parse_arguments()
-    keras.utils.set_random_seed(0)
-    train, dev, test = (
-        text_examples(read_records(f"{arguments.data / 'pairs.tsv'}:{split}"), integer_label)
-        for split in ("train", "dev", "test")
-    )
+    options = parse_options(__doc__, epochs=3, learning_rate=3e-4)
+    training, development, test = load(options.data)
     preprocessor = MegatronBertTextClassifierPreprocessor.from_preset(
-        arguments.preset, sequence_length=SEQUENCE_LENGTH
+        options.preset, sequence_length=SEQUENCE_LENGTH
     )
     model = MegatronBertTextClassifier.from_preset(
-        arguments.preset,
-        num_classes=2,
-        preprocessor=preprocessor,
-        load_weights=not arguments.random_init,
+        options.preset, num_classes=2, preprocessor=preprocessor, **model_arguments(options)
     )
-    steps = arguments.epochs * -(-len(train) // BATCH_SIZE)
-    model.compile(optimizer=adamw(LEARNING_RATE, total_steps=steps))
-    model.fit(
-        train.columns,
-        train.labels,
-        batch_size=BATCH_SIZE,
-        epochs=arguments.epochs,
-        validation_data=(dev.columns, dev.labels),
-        verbose=2,
-    )
-    scores = model.evaluate(test.columns, test.labels, verbose=0, return_dict=True)
-    print(json.dumps({"accuracy": scores["accuracy"]}))
+    train(model, training, development, options, BATCH_SIZE)
+    report(model, accuracy, development if options.dev else test, options)
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", type=pathlib.Path, metavar="DATA_FOLDER")
-    parser.add_argument("--preset", default="megatron_bert_tiny_uncased")
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument(
-        "--random-init", action="store_true", help="start from random weights, for comparison"
-    )
-    return parser.parse_args()
+def load(data):
+    return [
+        text_examples(read_records(f"{data / 'pairs.tsv'}:{split}"), integer_label)
+        for split in ("train", "dev", "test")
+    ]
+
+
+def accuracy(model, examples):
+    answers = model.classify(examples.columns)
+    right = [a["label"] == y for a, y in zip(answers, examples.labels, strict=True)]
+    return sum(right) / len(right)
 
 
 if __name__ == "__main__":

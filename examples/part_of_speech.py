@@ -6,68 +6,52 @@ DATA_FOLDER holds part_of_speech.conll: a word and its Brown tag a line, a blank
 sentences. Of ten sentences the first eight train, the ninth validates, the tenth tests. The 472
 tags are reduced to 92, see `base_tag`.
 
-Its score has not been measured yet.
+@@POS
 """
 
-import argparse
-import collections
 import dataclasses
-import json
-import pathlib
 import re
 
-import keras
+from training import model_arguments, parse_options, report, train
 
 from keras_megatron import MegatronBertTokenClassifier, MegatronBertTokenClassifierPreprocessor
-from keras_megatron.finetuning.examples import Examples, word_examples
+from keras_megatron.finetuning.examples import word_examples
 from keras_megatron.finetuning.metrics import tag_scores
-from keras_megatron.finetuning.recipe import adamw
-from keras_megatron.finetuning.records import Record, read_records
+from keras_megatron.finetuning.records import read_records
 
 SEQUENCE_LENGTH = 48  # 92 % of the sentences fit; what is longer is tagged in windows
 BATCH_SIZE = 64
-LEARNING_RATE = 1e-3
 
 
 def main():
-    arguments = parse_arguments()
-    keras.utils.set_random_seed(0)
-    records = read_records(arguments.data / "part_of_speech.conll")
-    train = sentences([record for i, record in enumerate(records) if i % 10 < 8])
-    dev, test = sentences(records[8::10]), sentences(records[9::10])
+    options = parse_options(__doc__, epochs=2, learning_rate=1e-3)
+    training, development, test = load(options.data)
+    tags = sorted({tag for part in (training, development, test) for t in part.labels for tag in t})
     preprocessor = MegatronBertTokenClassifierPreprocessor.from_preset(
-        arguments.preset,
-        sequence_length=SEQUENCE_LENGTH,
-        class_names=sorted({tag for part in (train, dev, test) for t in part.labels for tag in t}),
+        options.preset, sequence_length=SEQUENCE_LENGTH, class_names=tags
     )
     model = MegatronBertTokenClassifier.from_preset(
-        arguments.preset,
-        num_classes=len(preprocessor.class_names),
+        options.preset,
+        num_classes=len(tags),
         preprocessor=preprocessor,
-        load_weights=not arguments.random_init,
+        **model_arguments(options),
     )
-    steps = arguments.epochs * -(-len(train) // BATCH_SIZE)
-    model.compile(optimizer=adamw(LEARNING_RATE, total_steps=steps))
-    model.fit(
-        train.columns[0],
-        train.labels,
-        batch_size=BATCH_SIZE,
-        epochs=arguments.epochs,
-        validation_data=(dev.columns[0], dev.labels),
-        verbose=2,
-    )
-    baseline = accuracy(test, most_frequent_tags(train, test))
-    print(f"each word's most frequent tag: accuracy {baseline:.3f}")
-    print(json.dumps({"accuracy": accuracy(test, model.tag(test.columns[0]))}))
+    train(model, training, development, options, BATCH_SIZE)
+    report(model, accuracy, development if options.dev else test, options)
 
 
-def sentences(records: list[Record]) -> Examples:
-    examples = word_examples(records)
+def load(data):
+    records = read_records(data / "part_of_speech.conll")
+    training = [record for place, record in enumerate(records) if place % 10 < 8]
+    return [base_tags(word_examples(p)) for p in (training, records[8::10], records[9::10])]
+
+
+def base_tags(examples):
     labels = [[base_tag(tag) for tag in tags] for tags in examples.labels]
     return dataclasses.replace(examples, labels=labels)
 
 
-def base_tag(tag: str) -> str:
+def base_tag(tag):
     """Reduce a Brown tag to its base.
 
     Of a contraction ("he's": pps+bez) the first tag; without "fw-" (foreign), without "-tl", "-hl"
@@ -78,29 +62,8 @@ def base_tag(tag: str) -> str:
     return tag.rstrip("*") or "*"
 
 
-def accuracy(examples: Examples, tags: list[list[str]]) -> float:
-    return tag_scores(examples.labels, tags, spans=False)["accuracy"]
-
-
-def most_frequent_tags(train: Examples, test: Examples) -> list[list[str]]:
-    """Give each word the tag that it has most often in training, unknown words "nn" (noun)."""
-    counts = collections.defaultdict(collections.Counter)
-    for words, tags in zip(train.columns[0], train.labels, strict=True):
-        for word, tag in zip(words, tags, strict=True):
-            counts[word][tag] += 1
-    best = {word: tags.most_common(1)[0][0] for word, tags in counts.items()}
-    return [[best.get(word, "nn") for word in words] for words in test.columns[0]]
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", type=pathlib.Path, metavar="DATA_FOLDER")
-    parser.add_argument("--preset", default="megatron_bert_tiny_uncased")
-    parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument(
-        "--random-init", action="store_true", help="start from random weights, for comparison"
-    )
-    return parser.parse_args()
+def accuracy(model, examples):
+    return tag_scores(examples.labels, model.tag(*examples.columns), spans=False)["accuracy"]
 
 
 if __name__ == "__main__":

@@ -108,6 +108,8 @@ def predict(
     from keras_megatron.finetuning import predict as run
     from keras_megatron.finetuning.atomic import replace_text
 
+    if output and not output.parent.is_dir():
+        raise ValueError(f"cannot write {output}: there is no folder {output.parent}")
     answers = run(preset, file, batch_size, _names(columns), dtype)
     lines = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
     if output:

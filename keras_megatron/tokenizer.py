@@ -4,7 +4,6 @@ from collections.abc import Iterable
 import keras
 import keras_hub
 import numpy as np
-from keras.src.saving.serialization_lib import in_safe_mode
 
 from keras_megatron.backbone import MegatronBertBackbone
 from keras_megatron.tokenization.graph_wordpiece import GraphWordPiece
@@ -13,16 +12,14 @@ from keras_megatron.tokenization.strings import Texts, as_id_rows, as_partners, 
 from keras_megatron.tokenization.vocabulary import (
     CONTINUATION_PREFIX,
     Vocabulary,
-    read_vocabulary,
     resolve_casing,
 )
+from keras_megatron.tokenization.vocabulary_asset import VOCABULARY_FILE, VocabularyAsset
 from keras_megatron.tokenization.wordpiece import RustWordPiece
-
-VOCABULARY_FILE = "vocabulary.txt"
 
 
 @keras.saving.register_keras_serializable(package="keras_megatron")
-class MegatronBertTokenizer(keras_hub.tokenizers.Tokenizer):
+class MegatronBertTokenizer(VocabularyAsset, keras_hub.tokenizers.Tokenizer):
     """BERT's WordPiece tokenizer, exact and fast.
 
     Ids and offsets are those of `tokenizers.BertWordPieceTokenizer`, whose Rust code does the work.
@@ -74,7 +71,7 @@ class MegatronBertTokenizer(keras_hub.tokenizers.Tokenizer):
             raise ValueError(f"dtype must be an integer dtype for ids, not {self.compute_dtype}")
         self.lowercase = lowercase
         self.file_assets = [VOCABULARY_FILE]
-        self._vocabulary = self._eager = self._in_graph = None
+        self._eager = self._in_graph = None
         for name, token in {
             "cls_token": "[CLS]",
             "sep_token": "[SEP]",
@@ -88,69 +85,12 @@ class MegatronBertTokenizer(keras_hub.tokenizers.Tokenizer):
         if vocabulary is not None:
             self.set_vocabulary(vocabulary)
 
-    # === Vocabulary ===
-
-    def set_vocabulary(self, vocabulary: str | os.PathLike | Iterable[str]) -> None:
-        """Take the vocabulary from a file or from a list of pieces.
-
-        Raises:
-            ValueError: as the class says.
-        """
-        if not isinstance(vocabulary, str | os.PathLike):
-            self._use(Vocabulary(vocabulary))
-            return
-        if in_safe_mode():  # a stored configuration may not name a file for us to read
-            raise ValueError(
-                f"a stored tokenizer names the vocabulary file {vocabulary}, outside of its own "
-                "files: if you trust it, load with safe_mode=False"
-            )
-        self._use(read_vocabulary(vocabulary))
-
     def _use(self, vocabulary: Vocabulary) -> None:
         self.lowercase = resolve_casing(self.lowercase, vocabulary)
-        self._vocabulary = vocabulary
+        super()._use(vocabulary)
         self._eager = RustWordPiece(vocabulary, self.lowercase)
         self._in_graph = None  # made when a graph asks for it
         self._update_special_token_ids()
-
-    @property
-    def vocabulary(self) -> list[str] | None:
-        """The pieces in the order of their ids; None if there are none yet."""
-        return None if self._vocabulary is None else list(self._vocabulary.pieces)
-
-    @property
-    def continuation_mask(self) -> np.ndarray:
-        """Whether each piece continues a word ("##"), bool (vocabulary size,), read-only."""
-        return self._checked_vocabulary().continuation_mask
-
-    def get_vocabulary(self) -> list[str]:
-        """Return the pieces in the order of their ids."""
-        return list(self._checked_vocabulary().pieces)
-
-    def vocabulary_size(self) -> int:
-        """Return the number of pieces."""
-        return len(self._checked_vocabulary().pieces)
-
-    def id_to_token(self, id: int) -> str:
-        """Return the piece of an id.
-
-        Raises:
-            ValueError: the vocabulary has no such id.
-        """
-        return self._checked_vocabulary().piece_of(id)
-
-    def token_to_id(self, token: str) -> int:
-        """Return the id of a piece.
-
-        Raises:
-            ValueError: the vocabulary has no such piece.
-        """
-        return self._checked_vocabulary().id_of(token)
-
-    def _checked_vocabulary(self) -> Vocabulary:
-        if self._vocabulary is None:
-            raise ValueError("the tokenizer has no vocabulary yet: pass one to set_vocabulary")
-        return self._vocabulary
 
     # === Texts and ids ===
 
@@ -290,22 +230,6 @@ class MegatronBertTokenizer(keras_hub.tokenizers.Tokenizer):
             )
         return self._in_graph
 
-    # === Saving ===
-
     def get_config(self) -> dict:
         """Return the arguments of the constructor; the vocabulary is an asset of its own."""
         return {**super().get_config(), "vocabulary": None, "lowercase": self.lowercase}
-
-    def save_assets(self, dir_path: str | os.PathLike) -> None:
-        """Write `vocabulary.txt` into a directory."""
-        path = os.path.join(dir_path, VOCABULARY_FILE)
-        with open(path, "w", encoding="utf-8", newline="\n") as file:
-            file.writelines(f"{piece}\n" for piece in self.get_vocabulary())
-
-    def load_assets(self, dir_path: str | os.PathLike) -> None:
-        """Read `vocabulary.txt` from a directory.
-
-        Raises:
-            ValueError: as the class says.
-        """
-        self._use(read_vocabulary(os.path.join(dir_path, VOCABULARY_FILE)))

@@ -97,9 +97,38 @@ def task_arguments(cls: type, config: Mapping) -> dict:
         return {}
     if "mlm_head" in architecture.parts:
         return {"head_activation": backbone_config(config)["activation"]}
-    if "classifier" in architecture.parts and architecture.name != "MegatronBertForMultipleChoice":
-        return {"num_classes": len(class_names(config))}
-    return {}
+    if "classifier" not in architecture.parts or "MultipleChoice" in architecture.name:
+        return {}
+    arguments = {"num_classes": len(class_names(config))}
+    if architecture.name == "MegatronBertForSequenceClassification":
+        arguments["multi_label"] = _is_multi_label(config, arguments["num_classes"])
+    return arguments
+
+
+def problem_type(num_classes: int, multi_label: bool) -> str:
+    """Return the name that transformers has for what a text classifier learns."""
+    if num_classes == 1:
+        return "regression"
+    return "multi_label_classification" if multi_label else "single_label_classification"
+
+
+def _is_multi_label(config: Mapping, num_classes: int) -> bool:
+    """Say whether a configuration's `problem_type` lets a text have several classes.
+
+    Raises:
+        ValueError: the type is unknown, or one that the text classifier has no loss for.
+    """
+    given = config.get("problem_type")
+    if given is None:
+        return False
+    possible = [problem_type(num_classes, multi_label) for multi_label in (False, True)]
+    if given not in possible:
+        raise ValueError(
+            f"config.json has problem_type={short(given)} with {num_classes} labels: "
+            f"MegatronBertTextClassifier has only {' or '.join(dict.fromkeys(possible))} for so "
+            "many (give num_classes to make a new head)"
+        )
+    return given == "multi_label_classification"
 
 
 def class_names(config: Mapping) -> list[str]:

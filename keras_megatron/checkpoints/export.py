@@ -6,7 +6,11 @@ import pathlib
 
 import keras
 
-from keras_megatron.checkpoints.architectures import architecture_of, default_class_names
+from keras_megatron.checkpoints.architectures import (
+    architecture_of,
+    default_class_names,
+    problem_type,
+)
 from keras_megatron.checkpoints.assign import model_weights
 from keras_megatron.checkpoints.huggingface_config import ACTIVATIONS
 from keras_megatron.checkpoints.safetensors_files import save_safetensors
@@ -57,6 +61,8 @@ def export_to_transformers(model: keras.Model, folder: str | os.PathLike) -> Non
     preprocessor = getattr(model, "preprocessor", None)
     if hasattr(model, "num_classes"):
         config |= _classes(model.num_classes, getattr(preprocessor, "class_names", None))
+    if hasattr(model, "multi_label"):
+        config["problem_type"] = problem_type(model.num_classes, model.multi_label)
     tokenizer = getattr(preprocessor, "tokenizer", None)
     config["pad_token_id"] = tokenizer.pad_token_id if tokenizer else 0
     with staged_folder(folder) as staged:

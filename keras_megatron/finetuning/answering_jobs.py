@@ -48,4 +48,6 @@ class TextGeneration(Job):
 
     def answers(self, model, examples, batch_size) -> list[dict]:
         """Return `text`, the prompt and what follows."""
-        return [{"text": text} for text in model.generate(examples.columns[0])]
+        prompts = examples.columns[0]
+        batches = [prompts[i : i + batch_size] for i in range(0, len(prompts), batch_size)]
+        return [{"text": text} for batch in batches for text in model.generate(batch)]

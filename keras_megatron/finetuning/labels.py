@@ -1,6 +1,7 @@
 """Labels as files have them: names of classes, and numbers."""
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -66,7 +67,7 @@ def class_names(labels: Sequence) -> list[str]:
     names = {name for label in labels for name in ([label] if isinstance(label, str) else label)}
     if len(names) < 2:
         raise ValueError(f"the training file has a single class, {min(names)!r}: give at least two")
-    if all(name.lstrip("-").isdecimal() for name in names):
+    if all(re.fullmatch(r"-?[0-9]+", name) for name in names):
         return sorted(names, key=int)
     return sorted(names)
 

@@ -7,17 +7,24 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def classification_scores(labels: Sequence[int], predictions: Sequence[int]) -> dict[str, float]:
+def classification_scores(
+    labels: Sequence[int], predictions: Sequence[int], num_classes: int
+) -> dict[str, float]:
     """Score classes.
 
+    Args:
+        labels: a class a sample.
+        predictions: as many.
+        num_classes: how many classes there are, whether or not all of them occur.
+
     Returns:
-        `accuracy`; `f1` of class 1 if there are no classes but 0 and 1, as GLUE counts it, else the
-        mean over classes; `matthews`, Matthews' correlation.
+        `accuracy`; `f1` of class 1 if there are two classes, as GLUE counts it, else the mean over
+        classes; `matthews`, Matthews' correlation.
     """
     from sklearn import metrics
 
+    binary = num_classes == 2
     seen = set(labels) | set(predictions)
-    binary = seen <= {0, 1}
     return {
         "accuracy": float(metrics.accuracy_score(labels, predictions)),
         "f1": float(

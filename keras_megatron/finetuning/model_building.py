@@ -5,12 +5,15 @@ import numpy as np
 
 from keras_megatron.finetuning.examples import Examples
 from keras_megatron.finetuning.jobs import TrainableJob
+from keras_megatron.finetuning.stored_task import stored_task
 
 _CHUNK = 1024  # samples that are tokenized at a time, to find the longest one
 
 
 def build_model(job: TrainableJob, settings, training: Examples) -> keras.Model:
     """Load a preset as a job's task, with the head that the training data needs.
+
+    A preset of this very task keeps its head and its classes if all labels are among them.
 
     Args:
         job: of the task.
@@ -24,7 +27,7 @@ def build_model(job: TrainableJob, settings, training: Examples) -> keras.Model:
         ValueError: the preset cannot be used, or the sequence length is beyond its positions.
     """
     keras.utils.set_random_seed(settings.seed)
-    model_arguments, preprocessor_arguments = job.arguments(training)
+    model_arguments, preprocessor_arguments = _head_arguments(job, settings.preset, training)
     preprocessor = job.task_class.preprocessor_cls.from_preset(
         settings.preset, **preprocessor_arguments
     )
@@ -45,6 +48,19 @@ def build_model(job: TrainableJob, settings, training: Examples) -> keras.Model:
     if settings.lora_rank is not None:
         model.backbone.enable_lora(settings.lora_rank)
     return model
+
+
+def _head_arguments(job: TrainableJob, preset: str, training: Examples) -> tuple[dict, dict]:
+    """Return arguments for the model and its preprocessor; none where the preset's own fit."""
+    model, preprocessor = job.arguments(training)
+    stored = stored_task(preset)
+    if "num_classes" not in model or stored is None or stored.name != job.task_class.__name__:
+        return model, preprocessor
+    if "class_names" in preprocessor:
+        fits = set(preprocessor["class_names"]) <= set(stored.class_names or ())
+    else:
+        fits = stored.num_classes == model["num_classes"]
+    return ({}, {}) if fits else (model, preprocessor)
 
 
 def longest_sample(preprocessor, examples: Examples) -> int:

@@ -3,12 +3,9 @@
 import os
 from collections.abc import Sequence
 
-from keras_hub.src.utils.preset_utils import check_file_exists, load_json
-
 from keras_megatron.finetuning.job_table import job_of
 from keras_megatron.finetuning.jobs import Job
-
-_TASK_FILE = "task.json"
+from keras_megatron.finetuning.stored_task import stored_task
 
 
 def predict(
@@ -21,7 +18,7 @@ def predict(
     """Have a preset's task answer each sample of a data file.
 
     Args:
-        preset: folder or name of a preset that was saved from a task.
+        preset: folder or name of a preset that was saved from a task, or a Hugging Face folder.
         source: `PATH` or `PATH:PART`; see `read_records`. Labels are not needed.
         batch_size: samples a step.
         columns: names of the text columns, where the file has others.
@@ -53,10 +50,10 @@ def job_of_preset(preset: str) -> Job:
     Raises:
         ValueError: it was saved from none, or from one that answers nothing.
     """
-    if not check_file_exists(preset, _TASK_FILE):
+    task = stored_task(preset)
+    if task is None:
         raise ValueError(f"{preset} has a backbone but no task to predict with: fine-tune it first")
-    task = load_json(preset, _TASK_FILE)
-    job = job_of(task["class_name"], task["config"].get("num_classes"))
+    job = job_of(task.name, task.num_classes)
     if job is None:
-        raise ValueError(f"{preset} has a {task['class_name']}, which predicts nothing from files")
+        raise ValueError(f"{preset} has a {task.name}, which predicts nothing from files")
     return job

@@ -34,7 +34,9 @@ def read_records(source: str | os.PathLike) -> list[Record]:
     Formats, by the file's ending:
         .tsv: a header line, then tab-separated values; quotation marks are ordinary characters.
         .jsonl: a JSON object a line.
-        .conll: a word a line, a tab, its tag (or no tags at all); a blank line between sentences.
+        .conll: a word a line and its tag in the last column, if there are tags (columns between
+            them are left out); a blank line between sentences. Tabs or, without any, spaces
+            separate columns. Lines of -DOCSTART- are left out.
         .json: SQuAD 1.1 or 2.0.
         .txt: a text a line.
 
@@ -137,19 +139,22 @@ def _jsonl_records(name: str, text: str) -> Iterator[tuple[str, dict]]:
 
 
 def _conll_records(name: str, text: str) -> Iterator[tuple[str, dict]]:
-    words, tags, start, has_tags = [], [], 1, None
+    words, tags, start, count = [], [], 1, None
     for number, line in enumerate([*text.split("\n"), ""], 1):
-        if line.strip():
-            word, tab, tag = line.rstrip("\r").partition("\t")
-            has_tags = bool(tab) if has_tags is None else has_tags
-            if not word or "\t" in tag or (has_tags and not tag) or (tab and not has_tags):
-                wanted = "a word, a tab and its tag" if has_tags else "a word, as those before"
-                raise ValueError(f"{name}, line {number}: this must be {wanted}: {line[:60]!r}")
-            words.append(word)
-            tags.append(tag)
+        line = line.strip(" \r")
+        columns = line.split("\t") if "\t" in line else re.split(" +", line)
+        if line and columns[0] != "-DOCSTART-":
+            count = count or len(columns)
+            if len(columns) != count or not all(columns):
+                raise ValueError(
+                    f"{name}, line {number}: there must be {count} columns, as before, and none "
+                    f"empty: {line[:60]!r}"
+                )
+            words.append(columns[0])
+            tags.append(columns[-1])
         else:
             if words:
-                yield f"{name}, line {start}", {"words": words, "tags": tags if has_tags else None}
+                yield f"{name}, line {start}", {"words": words, "tags": tags if count > 1 else None}
             words, tags, start = [], [], number + 1
 
 

@@ -10,6 +10,7 @@ from keras_megatron.finetuning.job_table import job_named
 from keras_megatron.finetuning.jobs import TrainableJob
 from keras_megatron.finetuning.model_building import build_model
 from keras_megatron.finetuning.plot import plot_training
+from keras_megatron.finetuning.records import locate
 from keras_megatron.finetuning.run_folder import PLOT, RunFolder, data_digest
 from keras_megatron.finetuning.settings import FinetuneSettings
 from keras_megatron.finetuning.training_log import TrainingLog
@@ -69,10 +70,15 @@ def finetune(
 
 
 def _facts(settings: FinetuneSettings) -> dict:
-    """Return what has to be the same for a run to go on."""
+    """Return what has to be the same for a run to go on, however its paths are spelled."""
     facts = dataclasses.asdict(settings)
     for name in ("train", "dev", "test"):
         facts[f"{name}_sha256"] = data_digest(facts[name])
+        if facts[name] is not None:
+            path, part = locate(facts[name])
+            facts[name] = os.path.realpath(path) + (f":{part}" if part else "")
+    if os.path.isdir(settings.preset):
+        facts["preset"] = os.path.realpath(settings.preset)
     return {**facts, "backend": keras.backend.backend()}
 
 

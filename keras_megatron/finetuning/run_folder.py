@@ -44,13 +44,16 @@ class RunFolder:
             self._compare(json.loads(run.read_text("utf-8")))
 
     def _compare(self, others: dict) -> None:
-        for name in {**self.settings, **others}:
-            ours, theirs = self.settings.get(name), others.get(name)
-            if ours != theirs:
-                raise ValueError(
-                    f"{self.path} has a run with {name} = {theirs!r}, not {ours!r}: give that, or "
-                    "choose another place"
-                )
+        differences = [
+            f"{name} = {others.get(name)!r}, not {self.settings.get(name)!r}"
+            for name in {**self.settings, **others}
+            if self.settings.get(name) != others.get(name)
+        ]
+        if differences:
+            raise ValueError(
+                f"{self.path} has a run with {'; '.join(differences)}: give that, or choose "
+                "another place"
+            )
 
     @property
     def metrics(self) -> dict | None:

@@ -1,5 +1,7 @@
 """The jobs of tasks on parts of a text."""
 
+import math
+
 from keras_megatron.finetuning.examples import (
     Examples,
     question_examples,
@@ -61,13 +63,13 @@ class QuestionAnswering(TrainableJob):
         """Read questions, contexts and answers."""
         return question_examples(records, labelled)
 
-    def measure(self, model, examples, batch_size) -> dict[str, float]:
-        """Return exact match and F1 as SQuAD counts them.
+    def arguments(self, training) -> tuple[dict, dict]:
+        """Have the model always answer if each question has an answer, as in SQuAD 1.1."""
+        return {"null_threshold": 0.0 if not all(training.labels) else math.inf}, {}
 
-        If each question has an answer, as in SQuAD 1.1, the model always gives one.
-        """
-        threshold = 0.0 if any(not given for given in examples.labels) else float("inf")
-        found = model.answer(*examples.columns, null_threshold=threshold, batch_size=batch_size)
+    def measure(self, model, examples, batch_size) -> dict[str, float]:
+        """Return exact match and F1 as SQuAD counts them."""
+        found = model.answer(*examples.columns, batch_size=batch_size)
         right = [[answer["text"] for answer in given] for given in examples.labels]
         return squad_scores([answer["answer"] for answer in found], right)
 

@@ -39,7 +39,7 @@ class TextClassification(TrainableJob):
         names = model.preprocessor.class_names
         answers = self.answers(model, examples, batch_size)
         predictions = [names.index(answer["label"]) for answer in answers]
-        return classification_scores(self.targets(model, examples), predictions)
+        return classification_scores(self.targets(model, examples), predictions, len(names))
 
     def answers(self, model, examples, batch_size) -> list[dict]:
         """Return `label`, `score` and the `scores` of all classes."""
@@ -82,7 +82,7 @@ class NextSentence(TrainableJob):
     def measure(self, model, examples, batch_size) -> dict[str, float]:
         """Return accuracy, F1 and Matthews' correlation."""
         predictions = [answer["label"] for answer in self.answers(model, examples, batch_size)]
-        return classification_scores(examples.labels, predictions)
+        return classification_scores(examples.labels, predictions, num_classes=2)
 
     def answers(self, model, examples, batch_size) -> list[dict]:
         """Return `label` and `score`, its probability."""

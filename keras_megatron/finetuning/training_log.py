@@ -1,6 +1,7 @@
 """What is noted while a model trains: the callback that logs, evaluates and saves the state."""
 
 import json
+import math
 import pathlib
 import time
 from collections.abc import Callable
@@ -83,7 +84,7 @@ class TrainingLog(keras.callbacks.Callback):
         last = step * self._batch_size >= self._samples
         if step % self._log_every == 0 or last:
             seen = self._samples_after(step)
-            total = float(logs["loss"]) * seen  # Keras gives the mean of the epoch so far
+            total = self._finite(float(logs["loss"]), step) * seen  # of the epoch so far
             self._write(
                 {
                     "epoch": self.progress.epoch + 1,
@@ -105,6 +106,14 @@ class TrainingLog(keras.callbacks.Callback):
         self._write(line)
         self.progress.epoch, self.progress.step = epoch + 1, 0
         self._save()
+
+    def _finite(self, loss: float, step: int) -> float:
+        if not math.isfinite(loss):
+            raise ValueError(
+                f"the loss is {loss} in step {step} of epoch {self.progress.epoch + 1}: give a "
+                "lower learning rate, or another dtype"
+            )
+        return loss
 
     def _samples_after(self, steps: int) -> int:
         return min(steps * self._batch_size, self._samples)

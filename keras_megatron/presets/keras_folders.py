@@ -14,6 +14,7 @@ from keras_hub.src.utils.preset_utils import (
     load_json,
 )
 
+from keras_megatron.tasks.labels import check_class_count
 from keras_megatron.tasks.preprocessor import MegatronBertPreprocessor
 from keras_megatron.tasks.task import MegatronBertTask
 
@@ -32,11 +33,8 @@ class MegatronBertKerasLoader(KerasPresetLoader):
     def load_task(self, cls: type, load_weights: bool, load_task_weights: bool, **kwargs):
         """Build a task; its head is loaded too where the preset has it."""
         parameters = inspect.signature(cls).parameters
-        if "num_classes" in {*parameters} - {*kwargs} and not self._has(cls, TASK_CONFIG_FILE):
-            raise ValueError(
-                f"{self.preset} is of another task and has no head for {cls.__name__}: give "
-                "num_classes, and a new one is made"
-            )
+        if "num_classes" in parameters and not self._has(cls, TASK_CONFIG_FILE):
+            check_class_count(None, kwargs.get("num_classes"))  # before weights are read
         stored = self._other_task(cls)
         if stored is None:
             return super().load_task(cls, load_weights, load_task_weights, **kwargs)

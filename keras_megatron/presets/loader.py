@@ -48,6 +48,7 @@ class MegatronBertPresetLoader(PresetLoader):
     def __init__(self, preset: str, config: dict):
         super().__init__(preset, config)
         self.named = find(preset)
+        self._for_task = False  # whether load_task asks for the backbone
         if self.named and os.path.isdir(preset):
             warnings.warn(
                 f"{preset!r} is taken for the preset of this name: use './{preset}' for the folder",
@@ -64,6 +65,12 @@ class MegatronBertPresetLoader(PresetLoader):
             return self._converted().load_backbone(cls, load_weights, **kwargs)
         if load_weights:
             self._check()
+        if self.config.get("is_decoder") and not self._for_task:
+            warnings.warn(
+                f"{self.preset} holds a decoder (is_decoder is true), but the backbone looks both "
+                "ways: call it with causal=True, or load MegatronBertCausalLM",
+                stacklevel=3,  # the caller of from_preset
+            )
         backbone = cls(**{**backbone_config(self.config), **kwargs})
         if load_weights:
             self._fill(backbone)
@@ -76,7 +83,9 @@ class MegatronBertPresetLoader(PresetLoader):
         if load_weights and self.named:
             return self._converted().load_task(cls, load_weights, load_task_weights, **kwargs)
         self._check_is_decoder(cls)
-        kwargs = {**task_arguments(cls, self.config), **kwargs}
+        self._for_task = True
+        if "num_classes" not in kwargs:  # else the head is a new one
+            kwargs = {**task_arguments(cls, self.config), **kwargs}
         if "preprocessor" not in kwargs and not self.named and not has_tokenizer(self.preset):
             warnings.warn(
                 f"{self.preset} has no vocabulary: the model has no preprocessor and takes ids",

@@ -1,5 +1,7 @@
 """Answering questions: from the logits of windows to the best spans of the contexts."""
 
+import numbers
+
 import numpy as np
 
 from keras_megatron.tasks.context_windows import Windows
@@ -36,9 +38,9 @@ def _check(task, questions, contexts, top_k, null_threshold, batch_size) -> None
     if preprocessor is None:
         raise ValueError("answer needs a preprocessor, but this model was made with none")
     for name, value in (("top_k", top_k), ("batch_size", batch_size)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name} must be an integer of at least 1, not {value!r}")
-    if not isinstance(null_threshold, int | float) or np.isnan(null_threshold):
+    if not isinstance(null_threshold, numbers.Real) or np.isnan(null_threshold):
         raise ValueError(f"null_threshold must be a number, not {null_threshold!r}")
     for name, texts in (("questions", questions), ("contexts", contexts)):
         if not isinstance(texts, list | tuple | np.ndarray):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from keras_megatron.tasks.samples import as_columns, check_lengths
+from keras_megatron.tasks.samples import as_columns, by_position, check_lengths
 
 
 def sample_logits(task, x, batch_size: int, **options) -> np.ndarray:
@@ -24,9 +24,9 @@ def sample_logits(task, x, batch_size: int, **options) -> np.ndarray:
     preprocessor = task.preprocessor
     if preprocessor is None:
         raise ValueError("raw samples need a preprocessor, but this model was made with none")
-    if not isinstance(batch_size, int) or batch_size < 1:
+    if not isinstance(batch_size, int | np.integer) or batch_size < 1:
         raise ValueError(f"batch_size must be an integer of at least 1, not {batch_size!r}")
-    columns = as_columns(x)
+    columns = as_columns(by_position(x))
     for column in columns:
         if not isinstance(column, list | np.ndarray):
             raise ValueError(f"samples must be in lists, not in a {type(column).__name__}")

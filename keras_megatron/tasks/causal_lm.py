@@ -1,5 +1,8 @@
+from collections.abc import Mapping
+
 import keras
 import keras_hub
+import numpy as np
 from keras import ops
 
 from keras_megatron.backbone import MegatronBertBackbone
@@ -7,6 +10,7 @@ from keras_megatron.layers.common import refuse_unknown
 from keras_megatron.layers.encoder import causal_mask, key_mask
 from keras_megatron.tasks.causal_lm_preprocessor import MegatronBertCausalLMPreprocessor
 from keras_megatron.tasks.heads import masked_lm_head, token_cross_entropy
+from keras_megatron.tasks.labels import check_range, check_shape
 from keras_megatron.tasks.task import MegatronBertTask, check_tokenizer_fits
 
 
@@ -43,7 +47,8 @@ class MegatronBertCausalLM(MegatronBertTask, keras_hub.models.CausalLM):
 
     backbone_cls = MegatronBertBackbone
     preprocessor_cls = MegatronBertCausalLMPreprocessor
-    labelled = False
+    labels = "made"
+    default_learning_rate = 2e-5
 
     def __init__(
         self,
@@ -69,14 +74,27 @@ class MegatronBertCausalLM(MegatronBertTask, keras_hub.models.CausalLM):
         self.mlm_head = mlm_head
         self.head_activation = head_activation
 
-    def compile(self, optimizer="auto", loss="auto", *, sampler="top_k", **kwargs):
-        """Configure training and generation; see `keras_hub.models.CausalLM.compile`.
+    def default_loss(self) -> keras.losses.Loss:
+        """Return the mean cross entropy of the tokens that are there."""
+        return token_cross_entropy()
 
-        The default loss is the mean cross entropy of the tokens that are there.
+    def default_metrics(self) -> dict:
+        """Return the accuracy of the tokens that are there."""
+        return {"weighted_metrics": [keras.metrics.SparseCategoricalAccuracy()]}
+
+    def get_compile_config(self) -> dict:
+        """Return the arguments of `compile` that a `.keras` file keeps."""
+        config = super().get_compile_config()
+        return {**config, "sampler": keras_hub.samplers.serialize(self.sampler)} if config else {}
+
+    def check_label_arrays(self, y: np.ndarray, inputs: Mapping) -> None:
+        """Refuse labels that are not a token of the vocabulary for each position.
+
+        Raises:
+            ValueError: as said.
         """
-        if loss == "auto":
-            loss = token_cross_entropy()
-        super().compile(optimizer=optimizer, loss=loss, sampler=sampler, **kwargs)
+        check_shape(y, np.shape(inputs["token_ids"]))
+        check_range(y, self.backbone.vocabulary_size)
 
     def generate(self, inputs, max_length: int | None = None, **kwargs):
         """Continue prompts; see `keras_hub.models.CausalLM.generate`.
@@ -93,6 +111,8 @@ class MegatronBertCausalLM(MegatronBertTask, keras_hub.models.CausalLM):
         Raises:
             ValueError: the model has fewer positions than `max_length`, or a prompt fills it.
         """
+        if isinstance(inputs, list) and not inputs:
+            return []
         length = max_length
         if isinstance(inputs, dict):
             self.backbone.check_inputs(inputs)

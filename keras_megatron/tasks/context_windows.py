@@ -105,6 +105,7 @@ def make_windows(
     sequence_length: int,
     overlap: int,
     max_question_length: int,
+    cut_if_all_fits: bool = True,
 ) -> Windows:
     """Tokenize, and cut contexts into windows that overlap.
 
@@ -118,12 +119,18 @@ def make_windows(
         sequence_length: most tokens a row, special ones included.
         overlap: context tokens that two neighbouring windows share.
         max_question_length: most tokens of a question.
+        cut_if_all_fits: whether a longer question is cut where there is room for it and for all of
+            its context too.
     """
-    question_ids = [ids[:max_question_length] for ids in tokenizer.tokenize(list(questions))]
     different = list(dict.fromkeys(contexts))
     ids, offsets = tokenizer.tokenize_with_offsets(different)
     place = {context: index for index, context in enumerate(different)}
     offsets = [np.array(pairs, "int64").reshape(-1, 2) for pairs in offsets]
+    question_ids = tokenizer.tokenize(list(questions))
+    for index, context in enumerate(contexts):
+        tokens = SPECIAL_TOKENS + len(question_ids[index]) + len(ids[place[context]])
+        if cut_if_all_fits or tokens > sequence_length:
+            question_ids[index] = question_ids[index][:max_question_length]
 
     example, first, count = [], [], []
     for index, context in enumerate(contexts):

@@ -1,12 +1,12 @@
 """Class labels as users hold them (integers, names, probabilities), and what is made of them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import keras
 import numpy as np
-from keras import ops
 
 _MOST_SHOWN = 10  # class names in an error
+_IGNORED = -100  # by Hugging Face's losses, not by these
 
 
 def check_class_names(names: Sequence[str] | None) -> list[str] | None:
@@ -37,8 +37,8 @@ def check_class_count(preprocessor, num_classes: int) -> None:
     """
     if not isinstance(num_classes, int | np.integer) or num_classes < 1:
         raise ValueError(
-            f"num_classes must be a positive integer, not {num_classes!r}: say how many classes "
-            "the new head has"
+            f"num_classes must be a positive integer, not {num_classes!r}: where a preset "
+            "has no head for the task, give num_classes and a new one is made"
         )
     names = getattr(preprocessor, "class_names", None)
     if names is not None and len(names) != num_classes:
@@ -63,11 +63,11 @@ def label_array(labels, class_names: Sequence[str] | None = None) -> np.ndarray:
         ValueError: a label is none of these, or not one of the names.
     """
     if isinstance(labels, str | bytes):
-        return np.int32(_index_of(labels, class_names))
+        return np.int32(class_numbers([labels], class_names, lambda _: "the label is")[0])
     if isinstance(labels, np.ndarray) and labels.dtype.kind in "SUO":
         labels = labels.tolist()
     if isinstance(labels, list | tuple) and any(isinstance(y, str | bytes) for y in labels):
-        return np.array([_index_of(y, class_names, i) for i, y in enumerate(labels)], "int32")
+        return np.array(class_numbers(labels, class_names), "int32")
     try:
         array = np.asarray(labels)
     except ValueError:
@@ -77,18 +77,38 @@ def label_array(labels, class_names: Sequence[str] | None = None) -> np.ndarray:
     return array.astype("int32" if array.ndim < 2 and array.dtype.kind != "f" else "float32")
 
 
-def _index_of(label, class_names: Sequence[str] | None, index: int | None = None) -> int:
-    where = "the label" if index is None else f"label {index}"
-    if class_names is None:
-        raise ValueError(
-            f"{where} is {label!r}: give integers, or a preprocessor that has class_names"
-        )
-    name = label.decode("utf-8", "replace") if isinstance(label, bytes) else label
-    if name not in class_names:
-        shown = ", ".join(class_names[:_MOST_SHOWN])
-        more = ", ..." if len(class_names) > _MOST_SHOWN else ""
-        raise ValueError(f"{where} is {label!r}, which is none of the class names {shown}{more}")
-    return class_names.index(name)
+def class_numbers(
+    labels: Sequence,
+    class_names: Sequence[str] | None,
+    place: Callable[[int], str] = "label {} is".format,
+) -> list[int]:
+    """Turn names of classes into the classes' numbers.
+
+    Args:
+        labels: names, str or UTF-8 bytes.
+        class_names: names of all classes in their order, or None.
+        place: returns what an error says before the label of this index.
+
+    Raises:
+        ValueError: a label is not one of the names, or there are none.
+    """
+    for index, label in enumerate(labels if class_names is None else ()):
+        if isinstance(label, str | bytes):
+            raise ValueError(
+                f"{place(index)} {label!r}: give integers, or a preprocessor that has class_names"
+            )
+    numbers = {name: number for number, name in enumerate(class_names or ())}
+    found = []
+    for index, label in enumerate(labels):
+        name = label.decode("utf-8", "replace") if isinstance(label, bytes) else label
+        if not isinstance(name, str) or name not in numbers:
+            shown = ", ".join(list(numbers)[:_MOST_SHOWN])
+            more = ", ..." if len(numbers) > _MOST_SHOWN else ""
+            raise ValueError(
+                f"{place(index)} {label!r}, which is none of the class names {shown}{more}"
+            )
+        found.append(numbers[name])
+    return found
 
 
 def label_tensor(labels, class_names: Sequence[str] | None = None):
@@ -114,27 +134,50 @@ def label_tensor(labels, class_names: Sequence[str] | None = None):
 
 
 def check_class_labels(labels, num_classes: int) -> None:
-    """Refuse labels that are no classes.
+    """Refuse labels that are not a class a sample.
 
     Args:
-        labels: a list or an array (samples,) or (samples, 1) of integers or whole numbers.
+        labels: a list or an array (samples,) or (samples, 1) of whole numbers.
         num_classes: how many classes there are.
 
     Raises:
-        ValueError: a label is not a whole number from 0 to `num_classes - 1`; it is named by its
-            place.
+        ValueError: as said; the label is named by its place.
     """
     labels = label_array(labels)
     if labels.shape[1:] not in ((), (1,)):
         raise ValueError(f"labels (y) must be a class a sample, but are of shape {labels.shape}")
-    labels = labels.reshape(len(labels))
-    bad = ~((labels >= 0) & (labels < num_classes) & (labels == np.floor(labels)))
-    if bad.any():
-        index = int(np.flatnonzero(bad)[0])
-        raise ValueError(
-            f"labels must be integers from 0 to {num_classes - 1}, but label {index} is "
-            f"{labels[index]}"
-        )
+    check_range(labels.reshape(len(labels)), num_classes)
+
+
+def check_range(labels: np.ndarray, count: int | None) -> None:
+    """Refuse labels that are not whole numbers from 0 to `count - 1` (from 0 on if it is None).
+
+    Raises:
+        ValueError: as said; the label is named by its place.
+    """
+    good = (labels >= 0) & (labels == np.floor(labels))
+    if count is not None:
+        good &= labels < count
+    if good.all():
+        return
+    place = tuple(int(index) for index in np.argwhere(~good)[0])
+    label = labels[place]
+    limits = "of at least 0" if count is None else f"from 0 to {count - 1}"
+    hint = ": what has no label is left out by a sample_weight of 0" if label == _IGNORED else ""
+    raise ValueError(
+        f"labels must be integers {limits}, but label {place[0] if len(place) == 1 else place} is "
+        f"{label}{hint}"
+    )
+
+
+def check_shape(labels: np.ndarray, shape: tuple) -> None:
+    """Refuse labels of another shape; an axis of one may follow.
+
+    Raises:
+        ValueError: as said.
+    """
+    if labels.shape not in (tuple(shape), (*shape, 1)):
+        raise ValueError(f"labels (y) must be of shape {tuple(shape)}, not {labels.shape}")
 
 
 def check_rows(labels: np.ndarray, num_classes: int) -> None:
@@ -157,63 +200,36 @@ def check_rows(labels: np.ndarray, num_classes: int) -> None:
         raise ValueError(f"labels in rows must be from 0 to 1, but row {index} is {labels[index]}")
 
 
-@keras.saving.register_keras_serializable(package="keras_megatron")
-class ClassCrossEntropy(keras.losses.Loss):
-    """Cross entropy of labels that are classes (batch,), or probabilities (batch, classes).
+def labels_that_count(labels, sample_weight=None):
+    """Return labels beside ids, with 0 for those of weight 0.
+
+    What has no weight counts for nothing, but some backends refuse it or make NaN of it if it is
+    out of range.
 
     Args:
-        from_logits: bool. Whether predictions are logits instead of probabilities.
-        reduction: str. Of `keras.losses.Loss`.
-        name: str. Of the loss.
+        labels: a list or an array of numbers, or a dict of these. What else there is, such as
+            tensors on a device, is returned as it is.
+        sample_weight: None, or weights of the labels' shape, or of its first axes; a dict of these
+            if `labels` is one.
+
+    Raises:
+        ValueError: labels are not numbers.
     """
-
-    def __init__(
-        self,
-        from_logits: bool = True,
-        reduction="sum_over_batch_size",
-        name: str = "class_cross_entropy",
-        **kwargs,
-    ):
-        super().__init__(name=name, reduction=reduction, **kwargs)
-        self.from_logits = from_logits
-
-    def call(self, y_true, y_pred):
-        """Return the loss of each sample (batch,)."""
-        if _are_rows(y_true, y_pred):
-            return ops.categorical_crossentropy(y_true, y_pred, from_logits=self.from_logits)
-        classes = ops.reshape(ops.cast(y_true, "int32"), ops.shape(y_pred)[:-1])
-        return ops.sparse_categorical_crossentropy(classes, y_pred, from_logits=self.from_logits)
-
-    def get_config(self) -> dict:
-        """Return the arguments of the constructor."""
-        return {**super().get_config(), "from_logits": self.from_logits}
-
-
-@keras.saving.register_keras_serializable(package="keras_megatron")
-class ClassAccuracy(keras.metrics.MeanMetricWrapper):
-    """Share of samples whose most probable class is the labelled one.
-
-    Labels are those of `ClassCrossEntropy`; in one fit the training data may have probabilities and
-    the validation data classes.
-    """
-
-    def __init__(self, name: str = "accuracy", dtype=None):
-        super().__init__(fn=_is_right, name=name, dtype=dtype)
-        self._direction = "up"
-
-    def get_config(self) -> dict:
-        """Return the arguments of the constructor."""
-        return {"name": self.name, "dtype": self.dtype}
-
-
-def _is_right(y_true, y_pred):
-    if _are_rows(y_true, y_pred):
-        classes = ops.argmax(y_true, axis=-1)
-    else:
-        classes = ops.reshape(y_true, ops.shape(y_pred)[:-1])
-    predicted = ops.argmax(y_pred, axis=-1)
-    return ops.cast(ops.equal(ops.cast(classes, predicted.dtype), predicted), "float32")
-
-
-def _are_rows(y_true, y_pred) -> bool:
-    return len(y_true.shape) == len(y_pred.shape) and y_true.shape[-1] == y_pred.shape[-1]
+    if isinstance(labels, Mapping):
+        weights = sample_weight if isinstance(sample_weight, Mapping) else {}
+        return {name: labels_that_count(y, weights.get(name)) for name, y in labels.items()}
+    if not isinstance(labels, list | np.ndarray):
+        return labels
+    try:
+        array = np.array(labels)
+    except ValueError:
+        array = np.array(None)
+    if array.dtype.kind not in "biuf":
+        raise ValueError("labels (y) of ids must be numbers, or rows of as many numbers")
+    if isinstance(labels, list):
+        array = array.astype("float32" if array.dtype.kind == "f" else "int32")
+    if sample_weight is not None:
+        weight = keras.ops.convert_to_numpy(sample_weight)
+        if weight.shape == array.shape[: weight.ndim]:
+            array[weight == 0] = 0
+    return array

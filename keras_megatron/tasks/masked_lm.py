@@ -1,10 +1,14 @@
+from collections.abc import Mapping
+
 import keras
 import keras_hub
+import numpy as np
 
 from keras_megatron.backbone import MegatronBertBackbone
 from keras_megatron.layers.common import refuse_unknown
 from keras_megatron.tasks.fill_mask import fill_mask
 from keras_megatron.tasks.heads import masked_lm_head, token_cross_entropy
+from keras_megatron.tasks.labels import check_range, check_shape
 from keras_megatron.tasks.masked_lm_preprocessor import MegatronBertMaskedLMPreprocessor
 from keras_megatron.tasks.task import MegatronBertTask, check_tokenizer_fits
 
@@ -39,7 +43,7 @@ class MegatronBertMaskedLM(MegatronBertTask, keras_hub.models.MaskedLM):
 
     backbone_cls = MegatronBertBackbone
     preprocessor_cls = MegatronBertMaskedLMPreprocessor
-    labelled = False
+    labels = "made"
 
     def __init__(
         self,
@@ -69,15 +73,26 @@ class MegatronBertMaskedLM(MegatronBertTask, keras_hub.models.MaskedLM):
         self.mlm_head = mlm_head
         self.head_activation = head_activation
 
-    def compile(self, optimizer="auto", loss="auto", *, weighted_metrics="auto", **kwargs):
-        """Configure training; by default with the mean cross entropy of the masked positions.
+    def default_loss(self) -> keras.losses.Loss:
+        """Return the mean cross entropy of the masked positions.
 
-        The loss is `sum(loss * weight) / sum(weight)`, as in Megatron, so that samples with fewer
-        masks do not count as correct ones. See `keras.Model.compile` for the arguments.
+        It is `sum(loss * weight) / sum(weight)`, as in Megatron, so that samples with fewer masks
+        do not count as correct ones.
         """
-        if loss == "auto":
-            loss = token_cross_entropy()
-        super().compile(optimizer=optimizer, loss=loss, weighted_metrics=weighted_metrics, **kwargs)
+        return token_cross_entropy()
+
+    def default_metrics(self) -> dict:
+        """Return the accuracy of the masked positions."""
+        return {"weighted_metrics": [keras.metrics.SparseCategoricalAccuracy()]}
+
+    def check_label_arrays(self, y: np.ndarray, inputs: Mapping) -> None:
+        """Refuse labels that are not a token of the vocabulary for each masked position.
+
+        Raises:
+            ValueError: as said.
+        """
+        check_shape(y, np.shape(inputs["mask_positions"]))
+        check_range(y, self.backbone.vocabulary_size)
 
     def fill_mask(self, texts: str | list[str], top_k: int = 5, batch_size: int = 32) -> list:
         """Predict the tokens that belong where the texts say `[MASK]`.

@@ -1,3 +1,5 @@
+from collections.abc import Mapping
+
 import keras
 import keras_hub
 import numpy as np
@@ -7,6 +9,7 @@ from keras_megatron.layers.choices import FlattenChoices, GatherChoices
 from keras_megatron.layers.common import refuse_unknown
 from keras_megatron.tasks.answers import sample_logits, softmax
 from keras_megatron.tasks.heads import dense_head
+from keras_megatron.tasks.labels import check_class_labels
 from keras_megatron.tasks.multiple_choice_preprocessor import (
     MegatronBertMultipleChoicePreprocessor,
     most_choices,
@@ -89,18 +92,32 @@ class MegatronBertMultipleChoice(MegatronBertTask, keras_hub.models.Task):
         self.classifier = classifier
         self.dropout = dropout
 
-    def compile(self, optimizer="auto", loss="auto", *, metrics="auto", **kwargs):
-        """Configure training; by default with the cross entropy, and the accuracy as the metric.
+    def default_loss(self) -> keras.losses.Loss:
+        """Return the cross entropy over the choices."""
+        return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
-        See `keras.Model.compile` for the arguments.
+    def default_metrics(self) -> dict:
+        """Return the accuracy."""
+        return {"metrics": [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]}
+
+    def check_label_arrays(self, y: np.ndarray, inputs: Mapping) -> None:
+        """Refuse labels that are none of their row's choices.
+
+        Raises:
+            ValueError: as said.
         """
-        if optimizer == "auto":
-            optimizer = keras.optimizers.Adam(5e-5)
-        if loss == "auto":
-            loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        if metrics == "auto":
-            metrics = [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
-        super().compile(optimizer=optimizer, loss=loss, metrics=metrics, **kwargs)
+        check_class_labels(y, np.shape(inputs["token_ids"])[1])
+        padding_mask = inputs.get("padding_mask")
+        if not isinstance(padding_mask, np.ndarray) or len(padding_mask) != len(y):
+            return
+        is_there = padding_mask.any(axis=2)
+        labels = y.reshape(len(y)).astype("int32")
+        missing = np.flatnonzero(is_there.any(axis=1) & ~is_there[np.arange(len(y)), labels])
+        if len(missing):
+            raise ValueError(
+                f"label {missing[0]} is {labels[missing[0]]}, a choice that is not there: its "
+                "padding_mask is 0 throughout"
+            )
 
     def choose(self, contexts, choices, batch_size: int = 32) -> list[dict] | dict:
         """Choose a text for each context.

@@ -6,9 +6,10 @@ import keras
 import keras_hub
 import numpy as np
 
+from keras_megatron.tasks.answers import as_batch
 from keras_megatron.tasks.labels import label_array
 from keras_megatron.tasks.preprocessor import MegatronBertPreprocessor
-from keras_megatron.tasks.samples import as_columns, batches
+from keras_megatron.tasks.samples import as_columns, batches, by_position
 from keras_megatron.tasks.text_preprocessor import check_texts
 from keras_megatron.tokenization.packing import check_sequence_length
 from keras_megatron.tokenizer import MegatronBertTokenizer
@@ -71,8 +72,10 @@ class MegatronBertMultipleChoicePreprocessor(
 
         See `MegatronBertPreprocessor.dataset`.
         """
+        x, y, sample_weight = by_position((x, y, sample_weight))
         columns = as_columns(x)
         self.check_samples(columns, y)
+        y = None if y is None else self.prepare_labels(y)
         prepare = functools.partial(self.preprocess, num_choices=most_choices(columns))
         return batches(prepare, columns, y, sample_weight, batch_size, shuffle, self.seed)
 
@@ -91,10 +94,9 @@ class MegatronBertMultipleChoicePreprocessor(
         Returns:
             As of a call.
         """
-        single = len(columns) == 2 and isinstance(columns[0], str)
+        single = isinstance(columns[0], str)
         if single:
-            columns, y = ([columns[0]], [columns[1]]), None if y is None else [y]
-        self.check_samples(columns, y)
+            columns, y = as_batch(columns), None if y is None else [y]
         contexts, choices = columns
         counts = np.array([len(row) for row in choices])
         encoded = self.tokenizer.encode(
@@ -109,10 +111,20 @@ class MegatronBertMultipleChoicePreprocessor(
             padding = self.tokenizer.pad_token_id if name == "token_ids" else 0
             x[name] = np.full(shape, padding, array.dtype)
             x[name][is_there] = array
-        y = None if y is None else label_array(y)
+        y = None if y is None else np.asarray(y)
         if single:
             x, y = {name: array[0] for name, array in x.items()}, None if y is None else y[0]
         return keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
+
+    def prepare_labels(self, y) -> np.ndarray:
+        """Return labels as an array."""
+        return label_array(y)
+
+    def check_call(self, columns: tuple, y=None) -> None:
+        """Do what `check_samples` does, also for a single context with its choices."""
+        if isinstance(columns[0], str):
+            columns, y = as_batch(columns), None if y is None else [y]
+        self.check_samples(columns, y)
 
     def check_samples(self, columns: tuple, y=None) -> None:
         """Refuse what is not a context with choices, and labels that are no choice.

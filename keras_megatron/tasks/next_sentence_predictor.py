@@ -66,18 +66,13 @@ class MegatronBertNextSentencePredictor(MegatronBertTask, keras_hub.models.Task)
         # === Config ===
         self.binary_head = binary_head
 
-    def compile(self, optimizer="auto", loss="auto", *, metrics="auto", **kwargs):
-        """Configure training; by default with the cross entropy, and the accuracy as the metric.
+    def default_loss(self) -> keras.losses.Loss:
+        """Return the cross entropy."""
+        return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
-        See `keras.Model.compile` for the arguments.
-        """
-        if optimizer == "auto":
-            optimizer = keras.optimizers.Adam(5e-5)
-        if loss == "auto":
-            loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        if metrics == "auto":
-            metrics = [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
-        super().compile(optimizer=optimizer, loss=loss, metrics=metrics, **kwargs)
+    def default_metrics(self) -> dict:
+        """Return the accuracy."""
+        return {"metrics": [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]}
 
     def check_labels(self, y) -> None:
         """Refuse labels that are neither 0 (follows) nor 1 (does not).
@@ -85,6 +80,10 @@ class MegatronBertNextSentencePredictor(MegatronBertTask, keras_hub.models.Task)
         Raises:
             ValueError: as said.
         """
+        check_class_labels(y, 2)
+
+    def check_label_arrays(self, y: np.ndarray, inputs=None) -> None:
+        """Do what `check_labels` does."""
         check_class_labels(y, 2)
 
     def follows(self, first, second, batch_size: int = 32) -> np.ndarray | float:

@@ -2,7 +2,7 @@ import grain
 import keras
 
 from keras_megatron.backbone import MegatronBertBackbone
-from keras_megatron.tasks.samples import as_columns, batches
+from keras_megatron.tasks.samples import as_columns, batches, by_position
 from keras_megatron.tokenizer import MegatronBertTokenizer
 
 
@@ -29,9 +29,13 @@ class MegatronBertPreprocessor:
         """Make a model's inputs of raw samples. What is a dict of inputs already passes through."""
         if isinstance(x, dict):
             return keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
+        x, y, sample_weight = by_position((x, y, sample_weight))
+        columns = as_columns(x)
         if self._use_tf_workflow():
-            return self.preprocess_in_graph(as_columns(x), y, sample_weight)
-        return self.preprocess(as_columns(x), y, sample_weight)
+            return self.preprocess_in_graph(columns, y, sample_weight)
+        self.check_call(columns, y)
+        y = None if y is None else self.prepare_labels(y)
+        return self.preprocess(columns, y, sample_weight)
 
     def dataset(
         self, x, y=None, sample_weight=None, batch_size: int = 32, shuffle: bool = False
@@ -51,8 +55,10 @@ class MegatronBertPreprocessor:
         Raises:
             ValueError: there are no samples, columns differ in length, or one is not a sample.
         """
+        x, y, sample_weight = by_position((x, y, sample_weight))
         columns = as_columns(x)
         self.check_samples(columns, y)
+        y = None if y is None else self.prepare_labels(y)  # at once, so that all have one dtype
         return batches(self.preprocess, columns, y, sample_weight, batch_size, shuffle, self.seed)
 
     # === Hooks ===
@@ -60,9 +66,11 @@ class MegatronBertPreprocessor:
     def preprocess(self, columns: tuple, y=None, sample_weight=None, rng=None):
         """Make a model's inputs of one batch, or of one sample, as NumPy arrays.
 
+        The samples are checked already, all of a dataset's at once.
+
         Args:
             columns: the columns of the samples.
-            y: labels, or None.
+            y: what `prepare_labels` made of the labels, or None.
             sample_weight: weights, or None.
             rng: `np.random.Generator` of what is drawn, if anything is.
 
@@ -76,6 +84,20 @@ class MegatronBertPreprocessor:
 
         Raises:
             ValueError: a sample, or a label, is not what this task takes.
+        """
+
+    def prepare_labels(self, y):
+        """Return labels, of a dataset or of a call, as `preprocess` takes them.
+
+        Raises:
+            ValueError: one is no label.
+        """
+        return y
+
+    def check_call(self, columns: tuple, y=None) -> None:
+        """Do what `check_samples` does for a call, whose columns may be of a single sample.
+
+        By default nothing: the tokenizer refuses what is not text.
         """
 
     def preprocess_in_graph(self, columns: tuple, y=None, sample_weight=None):

@@ -1,11 +1,14 @@
+from collections.abc import Mapping
+
 import keras
 import keras_hub
+import numpy as np
 from keras import ops
 
 from keras_megatron.backbone import MegatronBertBackbone
 from keras_megatron.layers.common import refuse_unknown
 from keras_megatron.tasks.heads import dense_head, masked_lm_head, token_cross_entropy
-from keras_megatron.tasks.labels import check_class_labels
+from keras_megatron.tasks.labels import check_class_labels, check_range, check_shape
 from keras_megatron.tasks.pretrainer_preprocessor import MegatronBertPretrainerPreprocessor
 from keras_megatron.tasks.task import MegatronBertTask, check_tokenizer_fits
 
@@ -46,6 +49,7 @@ class MegatronBertPretrainer(MegatronBertTask, keras_hub.models.Task):
 
     backbone_cls = MegatronBertBackbone
     preprocessor_cls = MegatronBertPretrainerPreprocessor
+    labels = "optional"
 
     def __init__(
         self,
@@ -80,22 +84,17 @@ class MegatronBertPretrainer(MegatronBertTask, keras_hub.models.Task):
         self.binary_head = binary_head
         self.head_activation = head_activation
 
-    def compile(self, optimizer="auto", loss="auto", *, weighted_metrics="auto", **kwargs):
-        """Configure training; by default with the sum of both mean cross entropies.
+    def default_loss(self) -> dict[str, keras.losses.Loss]:
+        """Return two mean cross entropies, whose sum is the loss.
 
         Each is `sum(loss * weight) / sum(weight)` over the batch, as in Megatron and Hugging Face.
-        See `keras.Model.compile` for the arguments; loss and metrics are dicts of `mlm` and `nsp`.
         """
-        if optimizer == "auto":
-            optimizer = keras.optimizers.Adam(5e-5)
-        if loss == "auto":
-            loss = {name: token_cross_entropy() for name in ("mlm", "nsp")}
-        if weighted_metrics == "auto":
-            weighted_metrics = {
-                name: [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
-                for name in ("mlm", "nsp")
-            }
-        super().compile(optimizer=optimizer, loss=loss, weighted_metrics=weighted_metrics, **kwargs)
+        return {name: token_cross_entropy() for name in ("mlm", "nsp")}
+
+    def default_metrics(self) -> dict:
+        """Return the accuracy of both."""
+        accuracy = keras.metrics.SparseCategoricalAccuracy
+        return {"weighted_metrics": {name: [accuracy(name="accuracy")] for name in ("mlm", "nsp")}}
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """Return the sum of the losses; one whose labels are missing is 0."""
@@ -132,7 +131,25 @@ class MegatronBertPretrainer(MegatronBertTask, keras_hub.models.Task):
         Raises:
             ValueError: as said.
         """
+        if isinstance(y, Mapping):
+            raise ValueError(
+                "labels (y) of texts are the order's, in a list, or None: not a dict. The masked "
+                "tokens' labels are made from the texts"
+            )
         check_class_labels(y, 2)
+
+    def check_label_arrays(self, y: np.ndarray | Mapping, inputs: Mapping) -> None:
+        """Refuse labels that are no tokens, or neither 0 nor 1 for the order.
+
+        Raises:
+            ValueError: as said.
+        """
+        _check_names(y)
+        if isinstance(y.get("mlm"), np.ndarray):
+            check_shape(y["mlm"], np.shape(inputs["mask_positions"]))
+            check_range(y["mlm"], self.backbone.vocabulary_size)
+        if isinstance(y.get("nsp"), np.ndarray):
+            check_class_labels(y["nsp"], 2)
 
     def get_config(self):
         """Return the arguments of the constructor."""
@@ -148,9 +165,7 @@ def _both(y, y_pred: dict, sample_weight) -> tuple[dict, dict]:
     Raises:
         ValueError: `y` is not a dict of at least one of the two.
     """
-    if not isinstance(y, dict) or not y or not set(y) <= set(y_pred):
-        found = sorted(y) if isinstance(y, dict) else type(y).__name__
-        raise ValueError(f"labels (y) must be a dict of 'mlm', 'nsp' or both, not {found}")
+    _check_names(y)
     labels, weights = {}, {}
     for name, logits in y_pred.items():
         shape = ops.shape(logits)[:-1]
@@ -158,6 +173,20 @@ def _both(y, y_pred: dict, sample_weight) -> tuple[dict, dict]:
         labels[name] = y[name] if name in y else ops.zeros(shape, "int32")
         weights[name] = _weights(given, shape) if name in y else ops.zeros(shape)
     return labels, weights
+
+
+def _check_names(y) -> None:
+    """Refuse labels that are no dict of `mlm` and `nsp`, or of one of them.
+
+    Raises:
+        ValueError: as said.
+    """
+    if not isinstance(y, Mapping) or not y or not set(y) <= {"mlm", "nsp"}:
+        found = sorted(y) if isinstance(y, Mapping) else type(y).__name__
+        raise ValueError(f"labels (y) must be a dict of 'mlm', 'nsp' or both, not {found}")
+    for name, labels in y.items():
+        if labels is None:
+            raise ValueError(f"labels (y) have None for {name!r}: leave {name!r} out of the dict")
 
 
 def _weights(given, shape: tuple):

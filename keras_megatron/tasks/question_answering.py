@@ -1,10 +1,15 @@
+import math
+from collections.abc import Mapping
+
 import keras
 import keras_hub
+import numpy as np
 
 from keras_megatron.backbone import MegatronBertBackbone
 from keras_megatron.layers.common import refuse_unknown
 from keras_megatron.tasks.answer_questions import answer_questions
 from keras_megatron.tasks.heads import dense_head
+from keras_megatron.tasks.labels import check_range, check_shape
 from keras_megatron.tasks.question_answering_preprocessor import (
     MegatronBertQuestionAnsweringPreprocessor,
 )
@@ -28,6 +33,8 @@ class MegatronBertQuestionAnswering(MegatronBertTask, keras_hub.models.Task):
         backbone: `MegatronBertBackbone`.
         preprocessor: `MegatronBertQuestionAnsweringPreprocessor`, or None for inputs that are ids
             already.
+        null_threshold: float. What `answer` takes by default; `float("inf")`, or None in a saved
+            configuration, for data like SQuAD 1.1, where each question has an answer.
 
     Raises:
         ValueError: the tokenizer has more pieces than the backbone has rows.
@@ -61,6 +68,7 @@ class MegatronBertQuestionAnswering(MegatronBertTask, keras_hub.models.Task):
         self,
         backbone: MegatronBertBackbone,
         preprocessor: MegatronBertQuestionAnsweringPreprocessor | None = None,
+        null_threshold: float | None = 0.0,
         **kwargs,
     ):
         refuse_unknown(kwargs, {"name", "trainable", "compile"})
@@ -78,27 +86,31 @@ class MegatronBertQuestionAnswering(MegatronBertTask, keras_hub.models.Task):
 
         # === Config ===
         self.qa_outputs = qa_outputs
+        self.null_threshold = math.inf if null_threshold is None else null_threshold
 
-    def compile(self, optimizer="auto", loss="auto", *, metrics="auto", **kwargs):
-        """Configure training; by default with the mean cross entropy of an answer's two ends.
+    def default_loss(self) -> keras.losses.Loss:
+        """Return the mean cross entropy of an answer's two ends."""
+        return SpanLoss()
 
-        The metric is the share of rows with both ends right. See `keras.Model.compile` for the
-        arguments.
+    def default_metrics(self) -> dict:
+        """Return the share of rows with both ends right."""
+        return {"metrics": [span_accuracy]}
+
+    def check_label_arrays(self, y: np.ndarray, inputs: Mapping) -> None:
+        """Refuse labels that are not two positions a row; beyond the row they count for nothing.
+
+        Raises:
+            ValueError: as said.
         """
-        if optimizer == "auto":
-            optimizer = keras.optimizers.Adam(5e-5)
-        if loss == "auto":
-            loss = SpanLoss()
-        if metrics == "auto":
-            metrics = [span_accuracy]
-        super().compile(optimizer=optimizer, loss=loss, metrics=metrics, **kwargs)
+        check_shape(y, (len(inputs["token_ids"]), 2))
+        check_range(y, None)
 
     def answer(
         self,
         questions: str | list[str],
         contexts: str | list[str],
         top_k: int = 1,
-        null_threshold: float = 0.0,
+        null_threshold: float | None = None,
         batch_size: int = 32,
     ) -> dict | list:
         """Find answers to questions, each in its context.
@@ -108,7 +120,8 @@ class MegatronBertQuestionAnswering(MegatronBertTask, keras_hub.models.Task):
             contexts: a text of any length, or a list of as many as there are questions.
             top_k: how many answers to give to a question.
             null_threshold: a question has no answer if the score of that, a sum of two logits, is
-                above the best answer's by more than this. `float("inf")`: there always is one.
+                above the best answer's by more than this; the model's `null_threshold` if None.
+                `float("inf")`: there always is an answer.
             batch_size: windows a step.
 
         Returns:
@@ -122,9 +135,16 @@ class MegatronBertQuestionAnswering(MegatronBertTask, keras_hub.models.Task):
                 are other contexts than questions, or a number is out of range.
         """
         single = isinstance(questions, str) and isinstance(contexts, str)
+        if null_threshold is None:
+            null_threshold = self.null_threshold
         if single:
             questions, contexts = [questions], [contexts]
         answers = answer_questions(self, questions, contexts, top_k, null_threshold, batch_size)
         if top_k == 1:
             answers = [ranked[0] for ranked in answers]
         return answers[0] if single else answers
+
+    def get_config(self) -> dict:
+        """Return the arguments of the constructor; JSON has no infinity, so None stands for it."""
+        threshold = None if self.null_threshold == math.inf else self.null_threshold
+        return {**super().get_config(), "null_threshold": threshold}

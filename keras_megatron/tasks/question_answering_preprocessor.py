@@ -6,7 +6,7 @@ import numpy as np
 from keras_megatron.tasks.answer_spans import answer_spans
 from keras_megatron.tasks.context_windows import SPECIAL_TOKENS, Windows, make_windows
 from keras_megatron.tasks.preprocessor import MegatronBertPreprocessor
-from keras_megatron.tasks.samples import as_columns, batches, check_lengths
+from keras_megatron.tasks.samples import as_columns, batches, by_position, check_lengths
 from keras_megatron.tokenizer import MegatronBertTokenizer
 
 
@@ -27,7 +27,8 @@ class MegatronBertQuestionAnsweringPreprocessor(
             scripts and tokenizers; by default 128, or half of what is left for the context beside
             the longest question if that is less.
         max_question_length: int. Tokens of a question, the rest of which is cut; by default 64, or
-            half of a row if that is less.
+            half of a row if that is less, but nothing is cut where a row has room for the whole
+            question and context.
         max_answer_length: int. Tokens of the longest answer to be found.
 
     Call arguments:
@@ -91,7 +92,13 @@ class MegatronBertQuestionAnsweringPreprocessor(
         """Cut contexts into windows, without making arrays of them."""
         overlap, question = self._lengths()
         return make_windows(
-            self.tokenizer, questions, contexts, self.sequence_length, overlap, question
+            self.tokenizer,
+            questions,
+            contexts,
+            self.sequence_length,
+            overlap,
+            question,
+            cut_if_all_fits=self.max_question_length is not None,
         )
 
     def _lengths(self) -> tuple[int, int]:
@@ -127,6 +134,7 @@ class MegatronBertQuestionAnsweringPreprocessor(
         self, x, y=None, sample_weight=None, batch_size: int = 32, shuffle: bool = False
     ) -> grain.MapDataset:
         """Return one epoch of batches of windows; see the base class."""
+        x, y, sample_weight = by_position((x, y, sample_weight))
         windows, labels, weights = self._rows(as_columns(x), y, sample_weight)
 
         def prepare(columns, y, sample_weight, rng):

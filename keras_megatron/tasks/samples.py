@@ -7,6 +7,20 @@ import keras
 import numpy as np
 
 
+def by_position(values):
+    """Return values as fit takes them, a Series (pandas, polars) as an array.
+
+    A Series counts by its own index: after a split or a sort, `series[0]` is not its first value.
+
+    Args:
+        values: a list, an array, a Series, or a (nested) tuple of these; what else it may be stays
+            as it is.
+    """
+    if isinstance(values, tuple):
+        return tuple(by_position(part) for part in values)
+    return values.to_numpy() if type(values).__name__ == "Series" else values
+
+
 def is_raw(x) -> bool:
     """Say whether `x` is a list, an array, or a tuple of these: samples, not ids or a dataset."""
     columns = x if isinstance(x, tuple) else (x,)
@@ -50,7 +64,7 @@ def check_lengths(columns: Sequence, y=None, sample_weight=None) -> None:
     """
     lengths = [len(column) for column in columns]
     if len(set(lengths)) > 1:
-        raise ValueError(f"a pair needs as many first as second texts, not {lengths}")
+        raise ValueError(f"the columns of x must be of one length, not {lengths}")
     if not lengths[0]:
         raise ValueError("there are no texts: give at least one")
     for name, values in (("labels (y)", y), ("sample weights", sample_weight)):
@@ -67,7 +81,7 @@ def batches(
     shuffle: bool = False,
     seed: int | None = None,
 ) -> grain.MapDataset:
-    """Return one epoch of batches; repeat it, and each epoch is shuffled and drawn anew.
+    """Return one epoch of batches of raw samples; repeated, each is shuffled and drawn anew.
 
     What a batch holds is a function of the seed, the epoch and its place, so threads may prepare
     batches in any order.
@@ -84,14 +98,34 @@ def batches(
     """
     check_lengths(columns, y, sample_weight)
     given = (*columns, *(values for values in (y, sample_weight) if values is not None))
+    transform = _Prepare(prepare, len(columns), y is not None, sample_weight is not None)
+    rows = grain.MapDataset.source(_Rows(given))
+    return _ordered(rows, shuffle, seed).batch(batch_size, batch_fn=list).random_map(transform)
+
+
+def shuffled_batches(arrays, batch_size: int) -> grain.MapDataset:
+    """Return one epoch of batches of arrays, of ids for instance; repeated, each is shuffled anew.
+
+    Args:
+        arrays: a nested structure of arrays (rows, ...).
+        batch_size: rows a batch.
+    """
+    rows = len(keras.tree.flatten(arrays)[0])
+
+    def take(places: list[int]):
+        return keras.tree.map_structure(lambda array: array[places], arrays)
+
+    return _ordered(grain.MapDataset.range(rows), shuffle=True, seed=None).batch(
+        batch_size, batch_fn=take
+    )
+
+
+def _ordered(rows: grain.MapDataset, shuffle: bool, seed: int | None) -> grain.MapDataset:
     if seed is None:  # from Keras's, so that keras.utils.set_random_seed makes runs repeat
         seed = keras.random.randint((), 0, 2**31 - 1)
         seed = int(keras.ops.convert_to_numpy(seed))
-    dataset = grain.MapDataset.source(_Rows(given)).seed(seed)
-    if shuffle:
-        dataset = dataset.shuffle()
-    transform = _Prepare(prepare, len(columns), y is not None, sample_weight is not None)
-    return dataset.batch(batch_size, batch_fn=list).random_map(transform)
+    rows = rows.seed(seed)
+    return rows.shuffle() if shuffle else rows
 
 
 class _Rows:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from keras_megatron.tasks.answers import softmax
+from keras_megatron.tasks.samples import by_position
 from keras_megatron.tasks.word_pieces import WordPieces
 
 
@@ -13,12 +14,13 @@ def tag(classifier, samples: Sequence, batch_size: int) -> list:
     preprocessor = classifier.preprocessor
     if preprocessor is None:
         raise ValueError("tag needs a preprocessor, but this model was made with none")
+    samples = by_position(samples)
     if not isinstance(samples, list | tuple | np.ndarray):
         raise ValueError(
             f"tag takes a text, a list of texts or a list of lists of words, not "
             f"{type(samples).__name__}"
         )
-    if not isinstance(batch_size, int) or batch_size < 1:
+    if not isinstance(batch_size, int | np.integer) or batch_size < 1:
         raise ValueError(f"batch_size must be a positive integer, not {batch_size!r}")
     samples = list(samples)
     preprocessor.check_samples((samples,))

@@ -1,19 +1,33 @@
+from collections.abc import Mapping
+from typing import Any
+
 import keras
 import numpy as np
 
+from keras_megatron.tasks.labels import labels_that_count
 from keras_megatron.tasks.preprocessor import MegatronBertPreprocessor
-from keras_megatron.tasks.samples import as_columns, check_lengths, is_raw, split
+from keras_megatron.tasks.quiet import quiet
+from keras_megatron.tasks.samples import (
+    as_columns,
+    by_position,
+    check_lengths,
+    is_raw,
+    shuffled_batches,
+    split,
+)
+from keras_megatron.tasks.training import DefaultTraining
 
 
-class MegatronBertTask:
+class MegatronBertTask(DefaultTraining):
     """What every task adds to its KerasHub base class, which stands behind it in the bases.
 
-    Ids given as numpy arrays are checked before they reach a backend. Raw samples (a list, an
-    array, or a tuple of lists) are checked, shuffled in `fit`, and preprocessed batch by batch.
+    Ids given as numpy arrays are checked before they reach a backend, and so are labels, unless
+    `compile` was given a loss that may take others. Raw samples (a list, an array, or a tuple of
+    lists) are checked, shuffled in `fit`, and preprocessed batch by batch.
     `export_to_transformers` comes from `keras_megatron.checkpoints`.
     """
 
-    labelled = True  # whether y is given, instead of made from the texts
+    labels = "required"  # "optional": y may be left out; "made": it is made from raw texts
 
     def __call__(self, inputs, *args, **kwargs):
         """Run the model on ids."""
@@ -32,17 +46,19 @@ class MegatronBertTask:
     ):
         """Train; see `keras.Model.fit`.
 
-        With a preprocessor `x` may be raw samples. They are shuffled anew in each epoch (unless
+        With a preprocessor `x` may be raw samples. Samples are shuffled anew in each epoch (unless
         `shuffle=False`), and what is drawn at random is drawn anew.
         """
+        x, y, sample_weight = by_position((x, y, sample_weight))
+        validation_data = by_position(validation_data)
         # Ids are checked here too: KerasHub takes an error in `preprocess_samples` for a hint to
         # try tf.data, whose tensors nobody checks.
-        self.backbone.check_inputs(x)
-        raw = self._is_raw(x, y, sample_weight)
+        raw, y = self._check_data(x, y, sample_weight)
         if raw and validation_split and validation_data is None:
-            given = (x, y, sample_weight) if self.labelled else x
+            made = self.labels == "made"
+            given = x if made else (x, y, sample_weight)
             given, validation_data = split(given, validation_split)
-            x, y, sample_weight = given if self.labelled else (given, None, None)
+            x, y, sample_weight = (given, None, None) if made else given
             validation_split = None
         validation_data = self._validation_batches(validation_data, batch_size or 32)
         if raw:
@@ -50,47 +66,94 @@ class MegatronBertTask:
             x = self.preprocessor.dataset(x, y, sample_weight, batch_size or 32, shuffle)
             y = sample_weight = batch_size = None
             kwargs["shuffle"] = False  # it is done
-        return super().fit(
-            x,
-            y,
-            batch_size=batch_size,
-            sample_weight=sample_weight,
-            validation_data=validation_data,
-            validation_split=validation_split,
-            **kwargs,
-        )
+        elif kwargs.get("shuffle", True) and _are_arrays(x) and not validation_split:
+            # KerasHub would take the rows in their order.
+            parts = (x,) if y is None else (x, y)
+            parts = parts if sample_weight is None else (x, y, sample_weight)
+            x = shuffled_batches(parts, batch_size or 32)
+            y = sample_weight = batch_size = None
+            kwargs["shuffle"] = False
+        with quiet():
+            return super().fit(
+                x,
+                y,
+                batch_size=batch_size,
+                sample_weight=sample_weight,
+                validation_data=validation_data,
+                validation_split=validation_split,
+                **kwargs,
+            )
 
     def _validation_batches(self, data, batch_size: int):
-        """Return batches of validation data that is raw, and other data as it is."""
+        """Return batches of validation data that is raw, and other data with checked labels."""
         if not isinstance(data, tuple | list | np.ndarray):
             return data
-        parts = tuple(data) if self.labelled else (data,)
-        self.backbone.check_inputs(data[0])
-        if not self._is_raw(*parts):
-            return data
-        return self.preprocessor.dataset(*parts, batch_size=batch_size)
+        parts = (data,)
+        if self.labels != "made" or isinstance(data[0], Mapping):
+            parts = tuple(data)
+        raw, y = self._check_data(*parts)
+        if raw:
+            return self.preprocessor.dataset(*parts, batch_size=batch_size)
+        return data if y is None else (parts[0], y, *parts[2:])
 
     def evaluate(self, x=None, y=None, batch_size=None, sample_weight=None, **kwargs):
         """Measure loss and metrics; see `keras.Model.evaluate`."""
-        self.backbone.check_inputs(x)
-        if self._is_raw(x, y, sample_weight):
+        x, y, sample_weight = by_position((x, y, sample_weight))
+        raw, y = self._check_data(x, y, sample_weight)
+        if raw:
             x = self.preprocessor.dataset(x, y, sample_weight, batch_size or 32)
             y = sample_weight = batch_size = None
-        return super().evaluate(x, y, batch_size=batch_size, sample_weight=sample_weight, **kwargs)
+        weights = {"sample_weight": sample_weight}
+        with quiet():
+            return super().evaluate(x, y, batch_size=batch_size, **weights, **kwargs)
 
     def predict(self, x=None, batch_size=None, **kwargs):
         """Return logits; see `keras.Model.predict`."""
+        x = by_position(x)
         self.backbone.check_inputs(x)
         if self._is_raw(x):
             x, batch_size = self.preprocessor.dataset(x, batch_size=batch_size or 32), None
-        return super().predict(x, batch_size=batch_size, **kwargs)
+        with quiet():
+            return super().predict(x, batch_size=batch_size, **kwargs)
 
-    def _is_raw(self, x, y=None, sample_weight=None) -> bool:
+    def _check_data(self, x, y=None, sample_weight=None) -> tuple[bool, Any]:
+        """Check samples, or ids, with their labels.
+
+        Returns:
+            Whether `x` is raw samples; and the labels, those of ids with 0 where the weight is 0.
+
+        Raises:
+            ValueError: an id or a label has no place in the model, labels are missing or needless,
+                or there are other labels than samples.
+        """
+        self.backbone.check_inputs(x)
+        raw = self._is_raw(x)
+        ids = isinstance(x, Mapping) and set(x) >= set(self.input) and self.has_usual_loss()
+        if y is None and self.labels == "required" and (raw or ids):
+            raise ValueError(
+                f"{type(self).__name__} learns from labels: give y, a label for each sample (in "
+                "validation_data too)"
+            )
+        if raw:
+            if self.labels == "made" and (y is not None or sample_weight is not None):
+                raise ValueError(
+                    f"{type(self).__name__} makes its labels from the texts: give no y"
+                )
+            if y is not None:
+                self.check_labels(y)
+            check_lengths(as_columns(x), y, sample_weight)
+        elif y is not None and ids:
+            y = labels_that_count(y, sample_weight)
+            if isinstance(y, np.ndarray | Mapping):
+                self.check_label_arrays(y, x)
+        return raw, y
+
+    def _is_raw(self, x) -> bool:
         """Say whether `x` is raw samples that the preprocessor makes batches of.
 
         Raises:
-            ValueError: it is a single sample, there are other labels than samples, or they would be
-                too long for the model.
+            ValueError: it is a single sample, there are none, or they would be too long for the
+                model.
         """
         if not isinstance(self.preprocessor, MegatronBertPreprocessor):
             return False
@@ -100,12 +163,8 @@ class MegatronBertTask:
             )
         if not is_raw(x):
             return False
-        if not self.labelled and (y is not None or sample_weight is not None):
-            raise ValueError(f"{type(self).__name__} makes its labels from the texts: give no y")
-        check_lengths(as_columns(x), y, sample_weight)
+        check_lengths(as_columns(x))
         self.check_length()
-        if y is not None:
-            self.check_labels(y)
         return True
 
     def check_length(self) -> None:
@@ -122,10 +181,23 @@ class MegatronBertTask:
             )
 
     def check_labels(self, y) -> None:
-        """Refuse labels that the head has no output for; a hook.
+        """Refuse labels of raw samples that the head has no output for; a hook.
 
         Raises:
             ValueError: a label is out of range.
+        """
+
+    def check_label_arrays(self, y, inputs: Mapping) -> None:
+        """Refuse labels beside ids that the head has no output for; a hook.
+
+        Tensors are not looked at: they may live on a device.
+
+        Args:
+            y: an array, where labels of weight 0 are 0; or a dict.
+            inputs: the ids, by name.
+
+        Raises:
+            ValueError: a label is out of range, or labels are of another shape.
         """
 
     def preprocess_samples(self, x, y=None, sample_weight=None):
@@ -173,8 +245,13 @@ class MegatronBertTask:
 
     def quantize(self, mode, config=None, **kwargs):
         """Quantize the backbone; see `keras.Model.quantize`. The small head keeps its precision."""
-        self.backbone.quantize(mode, config=config, **kwargs)
+        with quiet():
+            self.backbone.quantize(mode, config=config, **kwargs)
         self.train_function = self.test_function = self.predict_function = None
+
+
+def _are_arrays(x) -> bool:
+    return isinstance(x, Mapping) and all(isinstance(array, np.ndarray) for array in x.values())
 
 
 def _as_float32(array) -> np.ndarray:

@@ -5,10 +5,9 @@ import numpy as np
 from keras_megatron.backbone import MegatronBertBackbone
 from keras_megatron.layers.common import refuse_unknown
 from keras_megatron.tasks.answers import as_batch, is_single, sample_logits, sigmoid, softmax
+from keras_megatron.tasks.class_loss import ClassAccuracy, ClassCrossEntropy
 from keras_megatron.tasks.heads import dense_head
 from keras_megatron.tasks.labels import (
-    ClassAccuracy,
-    ClassCrossEntropy,
     check_class_count,
     check_class_labels,
     check_rows,
@@ -31,7 +30,8 @@ class MegatronBertTextClassifier(MegatronBertTask, keras_hub.models.TextClassifi
     Labels are integers, class names (if the preprocessor has `class_names`), or rows with a
     probability a class; the loss is the cross entropy. With `num_classes=1` they are numbers, and
     the loss is the mean squared error. With `multi_label` they are rows of zeros and ones, and the
-    loss is the mean binary cross entropy. These are the losses of Hugging Face's `problem_type`.
+    loss is the mean binary cross entropy. These are the losses of Hugging Face's `problem_type`,
+    which `from_preset` takes from a folder's config.json.
 
     Args:
         backbone: `MegatronBertBackbone`.
@@ -94,7 +94,7 @@ class MegatronBertTextClassifier(MegatronBertTask, keras_hub.models.TextClassifi
         outputs = classifier(classifier_dropout(backbone(inputs)["pooled_output"]))
         self.backbone = backbone
         self.preprocessor = preprocessor
-        # What compile() asks for, which the constructor of the base calls.
+        # What `default_loss` asks for: the constructor of the base compiles.
         self.num_classes = num_classes
         self.activation = activation
         self.multi_label = multi_label
@@ -104,27 +104,27 @@ class MegatronBertTextClassifier(MegatronBertTask, keras_hub.models.TextClassifi
         self.classifier = classifier
         self.dropout = dropout
 
-    def compile(self, optimizer="auto", loss="auto", *, metrics="auto", **kwargs):
-        """Configure training; by default with the loss that the class describes.
-
-        The metric is the accuracy; with `multi_label` the area under the ROC curve, in regression
-        the mean absolute error. See `keras.Model.compile` for the arguments.
-        """
+    def default_loss(self) -> keras.losses.Loss:
+        """Return the loss that the class describes."""
         from_logits = self.activation is None
         if self.num_classes == 1:
-            default = keras.losses.MeanSquaredError(), keras.metrics.MeanAbsoluteError()
-        elif self.multi_label:
-            default = (
-                keras.losses.BinaryCrossentropy(from_logits=from_logits),
-                keras.metrics.AUC(
-                    multi_label=True, num_labels=self.num_classes, from_logits=from_logits
-                ),
-            )
-        else:
-            default = ClassCrossEntropy(from_logits=from_logits), ClassAccuracy()
-        loss = default[0] if loss == "auto" else loss
-        metrics = [default[1]] if metrics == "auto" else metrics
-        super().compile(optimizer=optimizer, loss=loss, metrics=metrics, **kwargs)
+            return keras.losses.MeanSquaredError()
+        if self.multi_label:
+            return keras.losses.BinaryCrossentropy(from_logits=from_logits)
+        return ClassCrossEntropy(from_logits=from_logits)
+
+    def default_metrics(self) -> dict:
+        """Return the accuracy; of several labels the area under the ROC curve.
+
+        In regression it is the mean absolute error.
+        """
+        if self.num_classes == 1:
+            return {"metrics": [keras.metrics.MeanAbsoluteError()]}
+        if self.multi_label:
+            from_logits = self.activation is None
+            labels = {"multi_label": True, "num_labels": self.num_classes}
+            return {"metrics": [keras.metrics.AUC(from_logits=from_logits, **labels)]}
+        return {"metrics": [ClassAccuracy()]}
 
     def check_labels(self, y) -> None:
         """Refuse labels that the head has no output for.
@@ -133,16 +133,19 @@ class MegatronBertTextClassifier(MegatronBertTask, keras_hub.models.TextClassifi
             ValueError: a label is out of range, none of the class names, or of another shape.
         """
         check_class_count(self.preprocessor, self.num_classes)
-        labels = label_array(y, getattr(self.preprocessor, "class_names", None))
+        self.check_label_arrays(label_array(y, getattr(self.preprocessor, "class_names", None)))
+
+    def check_label_arrays(self, y: np.ndarray, inputs=None) -> None:
+        """Do what `check_labels` does with numbers."""
         if self.num_classes == 1:
-            if labels.size != len(labels) or not np.isfinite(labels).all():
+            if y.size != len(y) or not np.isfinite(y).all():
                 raise ValueError(
                     "labels of a regression (num_classes=1) must be a finite number a sample"
                 )
-        elif self.multi_label or labels.shape[1:] not in ((), (1,)):
-            check_rows(labels, self.num_classes)
+        elif self.multi_label or y.shape[1:] not in ((), (1,)):
+            check_rows(y, self.num_classes)
         else:
-            check_class_labels(labels, self.num_classes)
+            check_class_labels(y, self.num_classes)
 
     def classify(self, texts, batch_size: int = 32) -> list[dict] | dict:
         """Say which class texts belong to.

@@ -66,12 +66,6 @@ class MegatronBertTextClassifierPreprocessor(
         super().__init__(tokenizer, sequence_length=sequence_length, **kwargs)
         self.class_names = check_class_names(class_names)
 
-    def dataset(self, x, y=None, *args, **kwargs):
-        """Return one epoch of batches; see `MegatronBertPreprocessor.dataset`."""
-        # All labels at once, so that every batch has the same dtype.
-        y = None if y is None else self.prepare_labels(y)
-        return super().dataset(x, y, *args, **kwargs)
-
     def prepare_labels(self, y) -> np.ndarray:
         """Return labels as an array, of names their numbers."""
         return label_array(y, self.class_names)

@@ -44,6 +44,7 @@ class MegatronBertTextEmbedder(MegatronBertTask, keras_hub.models.TextEmbedder):
 
     backbone_cls = MegatronBertBackbone
     preprocessor_cls = MegatronBertTextEmbedderPreprocessor
+    labels = "optional"
 
     def __init__(
         self,
@@ -81,15 +82,16 @@ class MegatronBertTextEmbedder(MegatronBertTask, keras_hub.models.TextEmbedder):
             batch_size: texts a step.
 
         Returns:
-            float32 (texts, hidden); (1, hidden) for a single text.
+            float32 (texts, hidden); (hidden,) for a single text.
 
         Raises:
             ValueError: there is no preprocessor, or something is not text.
         """
-        texts = [text] if isinstance(text, str) else text
-        if isinstance(texts, list) and not texts:
+        if isinstance(text, str):
+            return self.encode_text([text], batch_size)[0]
+        if isinstance(text, list) and not text:
             return np.zeros((0, self.backbone.hidden_dim), "float32")
-        return sample_logits(self, texts, batch_size)
+        return sample_logits(self, text, batch_size)
 
     def get_config(self) -> dict:
         """Return the arguments of the constructor."""

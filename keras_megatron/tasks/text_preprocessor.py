@@ -1,4 +1,5 @@
 import keras
+import numpy as np
 
 from keras_megatron.tasks.labels import label_array
 from keras_megatron.tasks.preprocessor import MegatronBertPreprocessor
@@ -8,8 +9,7 @@ from keras_megatron.tokenization.packing import check_sequence_length
 class MegatronBertTextPreprocessor(MegatronBertPreprocessor):
     """What the preprocessors of tasks on one text, or on a pair of texts, share.
 
-    They tokenize, add [CLS] and [SEP], truncate the longer text first and pad. Labels are what
-    `prepare_labels` makes of them.
+    They tokenize, add [CLS] and [SEP], truncate the longer text first and pad.
     """
 
     sizes = (1, 2)  # how many texts a sample may have
@@ -18,7 +18,7 @@ class MegatronBertTextPreprocessor(MegatronBertPreprocessor):
         """Return the ids of a batch of texts or pairs, or of a single one, with its labels."""
         self._check_size(columns)
         x = self.tokenizer.encode(*columns, sequence_length=self.sequence_length)
-        y = None if y is None else self.prepare_labels(y)
+        y = None if y is None else np.asarray(y)
         return keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
 
     def preprocess_in_graph(self, columns: tuple, y=None, sample_weight=None):
@@ -45,11 +45,11 @@ class MegatronBertTextPreprocessor(MegatronBertPreprocessor):
             wanted = " or ".join(forms[size] for size in self.sizes)
             raise ValueError(f"x must be {wanted}, but it has {len(columns)} column(s)")
 
-    # === Hooks ===
-
-    def prepare_labels(self, y):
-        """Return the labels of a batch, or of a single sample, as an array."""
+    def prepare_labels(self, y) -> np.ndarray:
+        """Return labels as an array."""
         return label_array(y)
+
+    # === Hook ===
 
     def prepare_labels_in_graph(self, y):
         """Do what `prepare_labels` does with tensors."""

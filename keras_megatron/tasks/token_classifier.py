@@ -1,14 +1,18 @@
+from collections.abc import Mapping
+
 import keras
 import keras_hub
+import numpy as np
 
 from keras_megatron.backbone import MegatronBertBackbone
 from keras_megatron.layers.common import refuse_unknown
 from keras_megatron.tasks.heads import dense_head, token_cross_entropy
-from keras_megatron.tasks.labels import check_class_count
+from keras_megatron.tasks.labels import check_class_count, check_range, check_shape
 from keras_megatron.tasks.tagging import tag
 from keras_megatron.tasks.task import MegatronBertTask, check_tokenizer_fits
 from keras_megatron.tasks.token_classifier_preprocessor import (
     MegatronBertTokenClassifierPreprocessor,
+    check_tag,
 )
 
 
@@ -53,7 +57,7 @@ class MegatronBertTokenClassifier(MegatronBertTask, keras_hub.models.Task):
     def __init__(
         self,
         backbone: MegatronBertBackbone,
-        num_classes: int | None = None,  # not given where from_preset finds no head
+        num_classes: int,
         preprocessor: MegatronBertTokenClassifierPreprocessor | None = None,
         dropout: float | None = None,
         **kwargs,
@@ -81,34 +85,39 @@ class MegatronBertTokenClassifier(MegatronBertTask, keras_hub.models.Task):
         self.num_classes = num_classes
         self.dropout = dropout
 
-    def compile(self, optimizer="auto", loss="auto", *, weighted_metrics="auto", **kwargs):
-        """Configure training; by default with the mean cross entropy of the labelled pieces.
+    def default_loss(self) -> keras.losses.Loss:
+        """Return the mean cross entropy of the pieces that have a label.
 
-        The loss is `sum(loss * weight) / sum(weight)` over the batch, as Hugging Face's with labels
-        of -100. See `keras.Model.compile` for the arguments.
+        It is `sum(loss * weight) / sum(weight)` over the batch, as Hugging Face's with labels of
+        -100, which have the weight 0 here.
         """
-        if optimizer == "auto":
-            optimizer = keras.optimizers.Adam(5e-5)
-        if loss == "auto":
-            loss = token_cross_entropy()
-        if weighted_metrics == "auto":
-            weighted_metrics = [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
-        super().compile(optimizer=optimizer, loss=loss, weighted_metrics=weighted_metrics, **kwargs)
+        return token_cross_entropy()
+
+    def default_metrics(self) -> dict:
+        """Return the accuracy of the pieces that have a label."""
+        return {"weighted_metrics": [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]}
 
     def check_labels(self, y) -> None:
         """Refuse tags that are no class of this model.
 
         Raises:
-            ValueError: a tag is out of range or unknown.
+            ValueError: a tag is out of range, or there are other class names than classes.
         """
         check_class_count(self.preprocessor, self.num_classes)
-        for index, labels in enumerate(self.preprocessor.tag_ids(y)):
+        if self.preprocessor.class_names is not None:
+            return  # then the preprocessor knows the range
+        for index, labels in enumerate(self.preprocessor.prepare_labels(y)):
             for label in labels:
-                if not 0 <= label < self.num_classes:
-                    raise ValueError(
-                        f"sample {index} has the tag {label}, but with num_classes="
-                        f"{self.num_classes} tags are from 0 to {self.num_classes - 1}"
-                    )
+                check_tag(label, self.num_classes, index)
+
+    def check_label_arrays(self, y: np.ndarray, inputs: Mapping) -> None:
+        """Refuse labels of pieces that are no class of this model.
+
+        Raises:
+            ValueError: a label is out of range, or they are not one a piece.
+        """
+        check_shape(y, np.shape(inputs["token_ids"]))
+        check_range(y, self.num_classes)
 
     def tag(self, inputs: str | list, batch_size: int = 32) -> list:
         """Tag words, or find spans in texts.

@@ -4,7 +4,7 @@ import keras
 import keras_hub
 import numpy as np
 
-from keras_megatron.tasks.labels import check_class_names
+from keras_megatron.tasks.labels import check_class_names, class_numbers
 from keras_megatron.tasks.preprocessor import MegatronBertPreprocessor
 from keras_megatron.tasks.word_pieces import (
     WordPieces,
@@ -78,7 +78,6 @@ class MegatronBertTokenClassifierPreprocessor(
 
     def preprocess(self, columns: tuple, y=None, sample_weight=None, rng=None):
         """Return `x` or `(x, y, sample_weight)`; see the class."""
-        self.check_samples(columns, y)
         if isinstance(columns[0], str):
             x, _ = self._encode([columns[0]])
             return {name: array[0] for name, array in x.items()}
@@ -87,7 +86,7 @@ class MegatronBertTokenClassifierPreprocessor(
             return x
         labels = np.zeros(x["token_ids"].shape, "int32")
         weights = np.zeros(labels.shape, "float32")
-        for row, (sample, tags) in enumerate(zip(samples, self.tag_ids(y), strict=True)):
+        for row, (sample, tags) in enumerate(zip(samples, y, strict=True)):
             for start, tag in zip(sample.starts, tags, strict=True):
                 if start is not None and start < self.sequence_length - 2:
                     labels[row, 1 + start] = tag
@@ -123,40 +122,38 @@ class MegatronBertTokenClassifierPreprocessor(
             raise ValueError("tags belong to words: give lists of words, not texts")
         if len(samples) != len(y):
             raise ValueError(f"there are {len(samples)} samples but {len(y)} lists of tags")
-        for index, (words, tags) in enumerate(zip(samples, self.tag_ids(y), strict=True)):
-            if len(words) != len(tags):
+        for index, (words, tags) in enumerate(zip(samples, y, strict=True)):
+            if isinstance(tags, list | tuple | np.ndarray) and len(words) != len(tags):
                 raise ValueError(f"sample {index} has {len(words)} words but {len(tags)} tags")
 
-    def tag_ids(self, y: Sequence) -> list[list[int]]:
+    def check_call(self, columns: tuple, y=None) -> None:
+        """Do what `check_samples` does, which takes a single text too."""
+        self.check_samples(columns, y)
+
+    def prepare_labels(self, y: Sequence) -> list[list[int]]:
         """Turn tags, names or integers, into labels.
 
         Raises:
-            ValueError: a tag has no name in `class_names`, or is neither a str nor an integer.
+            ValueError: a sample's tags are no list; or a tag is none of the `class_names`, or is
+                neither a str nor an integer.
         """
-        known = {name: label for label, name in enumerate(self.class_names or ())}
-        labels = []
-        for index, tags in enumerate(y):
-            if not isinstance(tags, list | tuple | np.ndarray):
-                raise ValueError(f"the tags of sample {index} must be a list, not {tags!r}")
-            labels.append([self._label(tag, known, index) for tag in tags])
-        return labels
+        return [self._labels(tags, index) for index, tags in enumerate(y)]
 
-    def _label(self, tag, known: dict[str, int], index: int) -> int:
-        if isinstance(tag, str):
-            if tag in known:
-                return known[tag]
-            if not known:
-                raise ValueError(
-                    f"sample {index} has the tag {tag!r}: give the preprocessor class_names"
-                )
-            names = ", ".join(known)
-            raise ValueError(f"sample {index} has the tag {tag!r}, which is none of {names}"[:500])
+    def _labels(self, tags: Sequence, index: int) -> list[int]:
+        if not isinstance(tags, list | tuple | np.ndarray):
+            raise ValueError(f"the tags of sample {index} must be a list, not {tags!r}")
+        names = [tag for tag in tags if isinstance(tag, str)]
+        numbers = class_numbers(names, self.class_names, lambda _: f"sample {index} has the tag")
+        numbers = iter(numbers)
+        return [
+            next(numbers) if isinstance(tag, str) else self._integer(tag, index) for tag in tags
+        ]
+
+    def _integer(self, tag, index: int) -> int:
         if not isinstance(tag, int | np.integer) or isinstance(tag, bool):
             raise ValueError(f"sample {index} has a tag that is neither str nor integer: {tag!r}")
-        if known and not 0 <= tag < len(known):
-            raise ValueError(
-                f"sample {index} has the tag {tag}, but tags are from 0 to {len(known) - 1}"
-            )
+        if self.class_names:
+            check_tag(tag, len(self.class_names), index)
         return int(tag)
 
     def get_config(self):
@@ -166,3 +163,16 @@ class MegatronBertTokenClassifierPreprocessor(
             "sequence_length": self.sequence_length,
             "class_names": self.class_names,
         }
+
+
+def check_tag(tag: int, count: int, index: int) -> None:
+    """Refuse a tag of a sample that is none of so many classes.
+
+    Raises:
+        ValueError: as said.
+    """
+    if not 0 <= tag < count:
+        raise ValueError(
+            f"sample {index} has the tag {tag}, but tags are from 0 to {count - 1} (num_classes="
+            f"{count})"
+        )

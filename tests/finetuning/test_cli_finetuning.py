@@ -75,6 +75,12 @@ def test_finished_runs_say_so_and_others_are_refused(finetuned, command):
     status, _, err = command(*arguments, "--epochs", "2")
     assert status == 2
     assert f"{output} has a run with epochs = 1, not 2: give that, or choose another" in err
+    status, _, err = command(*arguments, "--epochs", "2", "--seed", "4")
+    assert (status, "epochs = 1, not 2; " in err, "seed = 3, not 4" in err) == (2, True, True)
+    # The same file, spelled in another way.
+    spelled = [str(a).replace("/classes.tsv", "/./classes.tsv") for a in arguments]
+    assert spelled != [str(a) for a in arguments]
+    assert command(*spelled)[0] == 0
 
 
 def test_predict_writes_a_line_of_json_a_sample(finetuned, data, command, tmp_path):
@@ -92,6 +98,9 @@ def test_predict_writes_a_line_of_json_a_sample(finetuned, data, command, tmp_pa
     assert (status, nothing) == (0, "")
     again = [json.loads(line) for line in output.read_text().splitlines()]
     assert [answer["label"] for answer in again] == [answer["label"] for answer in answers]
+    nowhere = tmp_path / "none" / "answers.jsonl"
+    status, _, err = command("predict", "--preset", preset, output, "--output", nowhere)
+    assert (status, f"cannot write {nowhere}: there is no folder" in err) == (2, True)
     # Texts, one a line, need no table.
     _, out, _ = command("predict", "--preset", preset, f"{data}/texts.txt")
     assert len(out.splitlines()) == 2

@@ -70,7 +70,7 @@ def test_classification_scores_equal_torchmetrics():
     for classes in (2, 5):
         labels = rng.integers(classes, size=200)
         guesses = np.where(rng.random(200) < 0.6, labels, rng.integers(classes, size=200))
-        scores = classification_scores(labels.tolist(), guesses.tolist())
+        scores = classification_scores(labels.tolist(), guesses.tolist(), classes)
         pair = torch.from_numpy(guesses), torch.from_numpy(labels)
         count = {"num_classes": classes}
         expected = {
@@ -81,6 +81,12 @@ def test_classification_scores_equal_torchmetrics():
             "matthews": reference.multiclass_matthews_corrcoef(*pair, **count),
         }
         assert scores == pytest.approx({name: float(value) for name, value in expected.items()})
+
+
+def test_f1_means_the_same_whichever_classes_occur():
+    labels, guesses = [0, 0, 0, 1], [0, 0, 1, 1]
+    assert classification_scores(labels, guesses, 2)["f1"] == pytest.approx(2 / 3)  # of class 1
+    assert classification_scores(labels, guesses, 3)["f1"] == pytest.approx((0.8 + 2 / 3) / 2)
 
 
 def test_regression_scores_equal_torchmetrics():

@@ -70,6 +70,11 @@ def test_conll_sentences_with_and_without_tags(write):
     assert read.columns == ([["Atlanta", "'s"], [","]],)
     assert read.labels == [["B-LOC", "O"], [","]]
     assert read.places == ["tags.conll, line 1", "tags.conll, line 5"]
+    # As CoNLL-2003 has it: four columns, spaces between them.
+    lines = "-DOCSTART- -X- -X- O\n\nEU NNP B-NP B-ORG\r\nrejects VBZ B-VP O\n"
+    (sentence,) = read_records(write("four.conll", lines))
+    assert sentence.values == {"words": ["EU", "rejects"], "tags": ["B-ORG", "O"]}
+    assert sentence.place == "four.conll, line 3"
     path = write("words.conll", "Atlanta\n's\n\n,\n")
     assert examples.word_examples(read_records(path), labelled=False).columns[0][1] == [","]
     with pytest.raises(ValueError, match="line 1: 'tags' is missing"):
@@ -110,10 +115,10 @@ def test_squad_1_and_2(write):
     ("a.jsonl", '{"text": 1}\n\n{"text"\n', "a.jsonl, line 3: this is not JSON"),
     ("a.jsonl", '["text"]\n', "line 1: this is not a JSON object"),
     ("a.jsonl", "\n\n", "is empty"),
-    ("a.conll", "a\tX\nb\n", "a.conll, line 2: this must be a word, a tab and its tag: 'b'"),
-    ("a.conll", "a\tX\nb\t\n", "line 2: this must be a word, a tab and its tag"),
-    ("a.conll", "a\tX\tY\n", "line 1: this must be a word, a tab and its tag"),
-    ("a.conll", "a\n\nb\tX\n", "line 3: this must be a word, as those before"),
+    ("a.conll", "a\tX\nb\n", "a.conll, line 2: there must be 2 columns, .* none empty: 'b'"),
+    ("a.conll", "a\tX\nb\t\n", "line 2: there must be 2 columns"),
+    ("a.conll", "a\tX\nb\tX\tY\n", "line 2: there must be 2 columns"),
+    ("a.conll", "a\n\nb\tX\n", "line 3: there must be 1 columns"),
     ("a.json", "{}", "a.json: 'data' is missing; SQuAD's form of JSON is expected"),
     ("a.json", '{"data": []}', "is empty"),
     ("a.json", '{"data": [\n{]}', "a.json, line 2: this is not JSON"),

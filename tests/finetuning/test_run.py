@@ -7,10 +7,12 @@ import signal
 import subprocess
 import sys
 
+import keras
 import numpy as np
 import pytest
 
 import keras_megatron
+from keras_megatron import MegatronBertTextClassifier
 from keras_megatron.finetuning import FinetuneSettings, finetune, predict
 from keras_megatron.finetuning.training_state import load_progress
 
@@ -172,3 +174,44 @@ def test_every_task_is_fine_tuned_and_answers(task, preset, data, tmp_path):
     assert json.loads(json.dumps(answers)) == answers
     if task == "question-answering":
         assert [answer["id"] for answer in answers] == ["dev-6", "dev-7"]
+
+
+def test_a_loss_that_is_no_number_ends_the_run(preset, data, tmp_path):
+    with pytest.raises(ValueError, match=r"the loss is nan in step \d of epoch 1: give a lower"):
+        run(settings(preset, data, learning_rate=1e38), tmp_path / "run")
+    assert not (tmp_path / "run" / "metrics.json").exists()
+
+
+def test_a_preset_of_the_task_keeps_its_head(whole, preset, data, tmp_path):
+    """One batch at a rate of nearly nothing: the head is the one that was saved, or a new one."""
+    arguments = {"epochs": 1, "learning_rate": 1e-12}
+    saved = str(whole / "preset")
+    run(settings(saved, data, **arguments), tmp_path / "more")
+    head = classifier_kernel(saved)
+    np.testing.assert_allclose(classifier_kernel(tmp_path / "more" / "preset"), head, atol=1e-6)
+    # Negative control: other classes than the preset's, so a new head.
+    table = (data / "classes.tsv").read_text().replace("\tsea\t", "\tocean\t")
+    (tmp_path / "other.tsv").write_text(table)
+    other = {"train": f"{tmp_path}/other.tsv:train", "dev": f"{tmp_path}/other.tsv:dev"}
+    run(settings(saved, data, **arguments, **other), tmp_path / "other")
+    new = tmp_path / "other" / "preset"
+    assert np.abs(classifier_kernel(new) - head).max() > 1e-3
+    names = MegatronBertTextClassifier.from_preset(str(new)).preprocessor.class_names
+    assert names == ["land", "ocean"]
+
+
+def classifier_kernel(preset) -> np.ndarray:
+    task = MegatronBertTextClassifier.from_preset(str(preset))
+    return keras.ops.convert_to_numpy(task.get_layer("classifier").kernel)
+
+
+def test_a_hugging_face_folder_predicts(whole, data, tmp_path):
+    classifier = MegatronBertTextClassifier.from_preset(str(whole / "preset"))
+    classifier.export_to_transformers(tmp_path / "folder")
+    source = f"{data}/classes.tsv:dev"
+    answers = predict(str(tmp_path / "folder"), source)
+    expected = predict(str(whole / "preset"), source)
+    assert [a["label"] for a in answers] == [a["label"] for a in expected]
+    np.testing.assert_allclose(
+        [a["score"] for a in answers], [a["score"] for a in expected], atol=1e-5
+    )

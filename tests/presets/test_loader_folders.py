@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 
 import keras
 import keras_hub
@@ -17,6 +18,7 @@ from transformers import BertConfig, BertModel, MegatronBertForMaskedLM
 
 from keras_megatron import (
     MegatronBertBackbone,
+    MegatronBertCausalLM,
     MegatronBertMaskedLM,
     MegatronBertMaskedLMPreprocessor,
     MegatronBertTokenizer,
@@ -68,6 +70,19 @@ def test_keras_hub_finds_the_classes_by_folder(hf_folder, tmp_path):
     preprocessor = hub.MaskedLMPreprocessor.from_preset(folder)
     assert type(preprocessor) is MegatronBertMaskedLMPreprocessor
     assert preprocessor.sequence_length == 64
+
+
+def test_a_decoder_is_no_encoder(hf_folder, tmp_path):
+    config = json.loads((hf_folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "is_decoder": True}))
+    folder = str(tmp_path)
+    with pytest.warns(UserWarning, match=r"holds a decoder .* call it with causal=True"):
+        MegatronBertBackbone.from_preset(folder, load_weights=False)
+    with pytest.raises(ValueError, match=r"holds a decoder .* load it with MegatronBertCausalLM"):
+        MegatronBertMaskedLM.from_preset(folder, preprocessor=None, load_weights=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        MegatronBertCausalLM.from_preset(folder, preprocessor=None, load_weights=False)
 
 
 def test_folder_without_tokenizer_gives_a_task_for_ids(hf_folder):

@@ -38,7 +38,7 @@ def inputs():
 def small_masked_lm(preprocessor: dict | None = None, **arguments) -> MegatronBertMaskedLM:
     """Return a model on the words of TEXTS, with 40 rows for fewer pieces."""
     tokenizer = MegatronBertTokenizer(PIECES)
-    backbone = small_backbone(vocabulary_size=40, **arguments)
+    backbone = small_backbone(**{"vocabulary_size": 40, "num_layers": 1, **arguments})
     return MegatronBertMaskedLM(
         backbone,
         MegatronBertMaskedLMPreprocessor(tokenizer, sequence_length=20, **(preprocessor or {})),
@@ -179,7 +179,7 @@ def test_fill_mask_finds_the_best_tokens():
     assert [len(masks) for masks in answers] == [1, 2, 1]
     tokenizer = masked_lm.preprocessor.tokenizer
     for text, masks in zip(texts, answers, strict=True):
-        ids = tokenizer.encode([text])
+        ids = tokenizer.encode([text], sequence_length=10)
         positions = np.flatnonzero(ids["token_ids"][0] == tokenizer.mask_token_id)[None]
         logits = as_numpy(masked_lm({**ids, "mask_positions": positions.astype("int32")}))[0]
         logits = logits[:, : len(PIECES)]

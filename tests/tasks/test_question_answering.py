@@ -38,7 +38,7 @@ def reference(tmp_path):
 def small_model(backbone: dict | None = None, **preprocessor) -> MegatronBertQuestionAnswering:
     """Return a model of 40 positions, so that the contexts take several windows."""
     return MegatronBertQuestionAnswering(
-        small_backbone(vocabulary_size=len(PIECES), **(backbone or {})),
+        small_backbone(**{"vocabulary_size": len(PIECES), "num_layers": 1, **(backbone or {})}),
         MegatronBertQuestionAnsweringPreprocessor(
             MegatronBertTokenizer(PIECES),
             **{"sequence_length": 40, "max_question_length": 14, "doc_stride": 8, **preprocessor},
@@ -116,7 +116,7 @@ def test_loss_equals_hugging_faces(labels, reference, inputs, tmp_path):
 
 
 def test_fit_learns_and_the_answers_are_found_in_several_windows():
-    model = small_model({"dropout": 0.0, "attention_dropout": 0.0})
+    model = small_model({"num_layers": 3, "dropout": 0.0, "attention_dropout": 0.0})
     model.compile(optimizer=keras.optimizers.Adam(3e-3))
     x, y = tuple(column[::6] for column in X), ANSWERS[::6]  # one question of each context
     history = model.fit(x, y, batch_size=4, epochs=60, verbose=0).history

@@ -124,6 +124,11 @@ def test_a_long_question_loses_its_end():
     prepare = preprocessor(sequence_length=12, max_question_length=4)
     ids = prepare((question, context))["token_ids"]
     assert prepare.tokenizer.detokenize(ids)[0].startswith("[CLS] one two three four [SEP] seven")
+    # By default only where it has to: here all fits, but in 11 tokens it does not.
+    for length, kept in ((12, "four five six"), (11, "four")):
+        ids = preprocessor(sequence_length=length)((question, context))["token_ids"]
+        row = f"[CLS] one two three {kept} [SEP] seven eight nine [SEP]"
+        assert prepare.tokenizer.detokenize(ids)[0].startswith(row)
 
 
 @pytest.mark.parametrize("answer", [

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import torch
+import transformers
 from bert_reference import tokenizer
 from heads import SMALL_TOLERANCE, both, reference_outputs, rms
 from huggingface import SMALL, largest_difference, random_inputs
@@ -15,6 +16,7 @@ from keras_megatron import (
     MegatronBertTextClassifierPreprocessor,
     MegatronBertTokenizer,
 )
+from keras_megatron.checkpoints import task_arguments
 from keras_megatron.finetuning.records import read_records
 
 NAME = "MegatronBertForSequenceClassification"
@@ -70,10 +72,7 @@ def test_logits_equal_hugging_face(inputs, tmp_path, parity):
 def test_loss_equals_hugging_faces(problem, count, labels, inputs, tmp_path):
     config = {"num_labels": count, "problem_type": problem}
     reference, classifier = both(MegatronBertTextClassifier, NAME, tmp_path, **config)
-    if problem == "multi_label_classification" and not classifier.multi_label:
-        classifier = MegatronBertTextClassifier.from_preset(
-            str(tmp_path), preprocessor=None, multi_label=True
-        )
+    assert classifier.multi_label == (problem == "multi_label_classification")
     dtype = torch.long if problem.startswith("single") else torch.float
     expected = reference_outputs(reference, inputs, labels=torch.tensor(labels, dtype=dtype)).loss
     labels = np.array(labels, "int32" if dtype == torch.long else "float32")
@@ -83,6 +82,31 @@ def test_loss_equals_hugging_faces(problem, count, labels, inputs, tmp_path):
     if dtype == torch.long:
         one_hot = np.eye(count, dtype="float32")[labels]
         assert float(classifier.test_on_batch(inputs, one_hot)[0]) == pytest.approx(loss, abs=1e-6)
+
+
+def test_the_problem_type_is_exported(tmp_path):
+    for number, (classes, multi_label) in enumerate(((1, False), (3, False), (3, True))):
+        backbone = small_backbone(num_layers=1)
+        classifier = MegatronBertTextClassifier(backbone, classes, multi_label=multi_label)
+        classifier.export_to_transformers(tmp_path / str(number))
+        loaded = MegatronBertTextClassifier.from_preset(
+            str(tmp_path / str(number)), preprocessor=None
+        )
+        assert (loaded.num_classes, loaded.multi_label) == (classes, multi_label)
+        config = transformers.AutoConfig.from_pretrained(tmp_path / str(number))
+        assert config.problem_type.startswith(("regression", "single", "multi")[number])
+
+
+@pytest.mark.backend_independent
+@pytest.mark.parametrize(("count", "problem", "message"), [
+    (1, "multi_label_classification", "with 1 labels: MegatronBertTextClassifier has only regress"),
+    (3, "regression", "with 3 labels: .* only single_label_classification or multi_label_class"),
+    (3, ["regression"], r"problem_type=\['regression'\]"),
+])  # fmt: skip
+def test_problem_types_without_a_loss_are_refused(count, problem, message):
+    config = {"id2label": {str(index): "a" for index in range(count)}, "problem_type": problem}
+    with pytest.raises(ValueError, match=message):
+        task_arguments(MegatronBertTextClassifier, config)
 
 
 def test_soft_labels_are_those_of_torch(inputs, tmp_path):
@@ -300,5 +324,5 @@ def test_a_preset_without_a_head_of_this_kind_says_what_is_missing(tmp_path):
     with pytest.raises(ValueError, match="has 2 class_names but num_classes is 3"):
         MegatronBertTextClassifier.from_preset(str(tmp_path / "classifier"), num_classes=3)
     changed.backbone.save_to_preset(tmp_path / "encoder")
-    with pytest.raises(ValueError, match=r"has no head for .*: give num_classes"):
+    with pytest.raises(ValueError, match=r"not None: .* no head for the task, give num_classes"):
         MegatronBertTextClassifier.from_preset(str(tmp_path / "encoder"), preprocessor=None)

@@ -78,7 +78,7 @@ def test_padding_never_counts(pooling):
     short = embedder.encode_text(TEXTS)
     embedder.preprocessor.sequence_length = 36
     np.testing.assert_allclose(embedder.encode_text(TEXTS), short, atol=1e-5)
-    np.testing.assert_allclose(embedder.encode_text(TEXTS[1], 1)[0], short[1], atol=1e-5)
+    np.testing.assert_allclose(embedder.encode_text(TEXTS[1], 1), short[1], atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(short, axis=1), 1.0, atol=1e-5)
 
 

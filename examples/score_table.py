@@ -1,0 +1,184 @@
+"""Run all examples, from pretrained and from random weights, and write a table of their scores.
+
+    python examples/score_table.py DATA_FOLDER docs/scores [--workers 2] [--dtype mixed_bfloat16]
+
+Each run is a process of its own. What a run gives is kept in docs/scores.json as soon as it is
+there, so that a stopped table goes on where it was; docs/scores.md has the tables.
+"""
+
+import argparse
+import concurrent.futures
+import dataclasses
+import importlib
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+import baselines
+import keras
+
+RUNS = {
+    "pretrained": ("--lower-precision",),
+    "random": ("--random-init",),
+    "lora": ("--lora", "8"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A line of the table."""
+
+    example: str
+    title: str
+    metric: str
+    baseline_name: str
+    baseline: str
+
+
+ROWS = (
+    Row("sentiment", "sentiment", "accuracy", "TF-IDF, logistic regression", "tf_idf"),
+    Row("pairs", "pairs", "accuracy", "bag of words, logistic regression", "bag_of_words"),
+    Row("multiple_choice", "multiple choice", "accuracy", "chance", "chance"),
+    Row("question_answering", "questions", "F1", "any word of the text", "any_word"),
+    Row("entities", "entities", "span F1", "most frequent tag of the word", "tagged_spans"),
+    Row("part_of_speech", "part of speech", "accuracy", "most frequent tag of the word",
+        "tagged_words"),
+)  # fmt: skip
+
+
+class Results:
+    """What has been measured so far, by example and run, in a file."""
+
+    def __init__(self, path: pathlib.Path):
+        self._path, self._lock = path, threading.Lock()
+        self.values = json.loads(path.read_text()) if path.exists() else {}
+
+    def add(self, example: str, run: str, value) -> None:
+        """Keep what a run gave."""
+        with self._lock:
+            self.values.setdefault(example, {})[run] = value
+            self._path.write_text(json.dumps(self.values, indent=2, sort_keys=True) + "\n")
+
+
+def main():
+    options = parse_options()
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    results = Results(options.output.with_suffix(".json"))
+    rows = [row for row in ROWS if not options.only or row.example in options.only]
+    for row in rows:
+        if "baseline" not in results.values.get(row.example, {}):
+            load = importlib.import_module(row.example).load
+            training, _, test = load(options.data)
+            score = getattr(baselines, row.baseline)(training, test)
+            results.add(row.example, "baseline", {"score": score})
+    with concurrent.futures.ThreadPoolExecutor(options.workers) as pool:
+        runs = [
+            pool.submit(run_example, row.example, run, options, results)
+            for run in RUNS
+            for row in rows
+            if run not in results.values[row.example]
+        ]
+        for done in concurrent.futures.as_completed(runs):
+            done.result()
+    options.output.with_suffix(".md").write_text(page(results.values))
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=pathlib.Path, metavar="DATA_FOLDER")
+    parser.add_argument("output", type=pathlib.Path, help="of .json and .md, without the ending")
+    parser.add_argument("--dtype", default="float32", help="or mixed_bfloat16, for the training")
+    parser.add_argument("--workers", type=int, default=1, help="runs side by side")
+    parser.add_argument(
+        "--logs", type=pathlib.Path, default=pathlib.Path(tempfile.gettempdir()), metavar="DIR"
+    )
+    parser.add_argument("--only", nargs="+", choices=[row.example for row in ROWS])
+    return parser.parse_args()
+
+
+def run_example(example: str, run: str, options: argparse.Namespace, results: Results) -> None:
+    """Run an example in a process of its own and keep what it prints last.
+
+    Raises:
+        RuntimeError: it failed.
+    """
+    script = pathlib.Path(__file__).with_name(f"{example}.py")
+    command = [sys.executable, str(script), str(options.data), "--dtype", options.dtype]
+    threads = max(1, (os.cpu_count() or 1) // options.workers)
+    log = options.logs / f"{example}_{run}.log"
+    start = time.perf_counter()
+    with log.open("w") as stream:
+        done = subprocess.run(
+            [*command, *RUNS[run]],
+            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+        )
+    if done.returncode:
+        raise RuntimeError(f"{example}, {run}, failed: see {log}")
+    lines = [line for line in log.read_text().splitlines() if line.startswith("{")]
+    scores = json.loads(lines[-1])  # warnings may stand around it
+    scores["minutes"] = round((time.perf_counter() - start) / 60, 1)
+    scores["backend"], scores["dtype"] = keras.backend.backend(), options.dtype
+    results.add(example, run, scores)
+    print(f"{example}, {run}: {scores}", flush=True)
+
+
+# === The page ===
+
+
+def page(values: dict) -> str:
+    """Return the two tables as Markdown."""
+    rows = [row for row in ROWS if values.get(row.example, {}).keys() >= {"baseline", *RUNS}]
+    runs = [values[row.example][run] for row in rows for run in RUNS]
+    how = sorted({f"{run['backend']}, {run['dtype']}" for run in runs})
+    lines = [
+        "# Fine-tuned scores of `megatron_bert_tiny_uncased`",
+        "",
+        "Written by `examples/score_table.py`. Test data, one seed; hyperparameters chosen on",
+        f"development data; trained with {'; '.join(how)}.",
+        "",
+        "| task | metric | simple baseline | random weights | pretrained | minutes | verdict |",
+        "|---|---|---|---|---|---|---|",
+        *(_score_line(row, values[row.example]) for row in rows),
+        "",
+        "What fewer bits, and training adapters of rank 8 instead of all weights, cost; int8 and",
+        "int4 quantize the trained encoder, bfloat16 is the whole model:",
+        "",
+        "| task | metric | float32 | bfloat16 | int8 | int4 | LoRA |",
+        "|---|---|---|---|---|---|---|",
+        *(_precision_line(row, values[row.example]) for row in rows),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _score_line(row: Row, values: dict) -> str:
+    baseline, random, pretrained = (
+        values[n]["score"] for n in ("baseline", "random", "pretrained")
+    )
+    verdict = [
+        f"{'above' if pretrained > other else 'not above'} {name}"
+        for name, other in (("random", random), ("the baseline", baseline))
+    ]
+    cells = (
+        *(row.title, row.metric, f"{baseline:.3f} ({row.baseline_name})", f"{random:.3f}"),
+        *(f"{pretrained:.3f}", f"{values['pretrained']['minutes']:.0f}", ", ".join(verdict)),
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def _precision_line(row: Row, values: dict) -> str:
+    pretrained, reference = values["pretrained"], values["pretrained"]["float32"]
+    cells = [row.title, row.metric, f"{reference:.3f}"]
+    for score in (*(pretrained[n] for n in ("bfloat16", "int8", "int4")), values["lora"]["score"]):
+        cells.append(f"{score:.3f} ({score - reference:+.3f})")
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+import keras
+
+
+class DefaultTraining:
+    """How a task is trained if `compile` is not told otherwise, and that `.keras` files keep it."""
+
+    default_learning_rate = 5e-5  # of Adam
+
+    def compile(
+        self, optimizer="auto", loss="auto", *, metrics="auto", weighted_metrics="auto", **kwargs
+    ):
+        """Configure training; see `keras.Model.compile`.
+
+        Args:
+            optimizer: by default Adam with `default_learning_rate`.
+            loss: by default what `default_loss` returns.
+            metrics: by default what `default_metrics` returns.
+            weighted_metrics: likewise.
+            **kwargs: of `keras.Model.compile`, and of the KerasHub base class.
+        """
+        if optimizer == "auto":
+            optimizer = keras.optimizers.Adam(self.default_learning_rate)
+        if loss == "auto":
+            loss = self.default_loss()
+        given = {"metrics": metrics, "weighted_metrics": weighted_metrics}
+        given = {
+            name: self.default_metrics().get(name) if value == "auto" else value
+            for name, value in given.items()
+        }
+        super().compile(optimizer=optimizer, loss=loss, **given, **kwargs)
+
+    def get_compile_config(self) -> dict:
+        """Return the arguments of `compile` that a `.keras` file keeps.
+
+        `jit_compile` is not among them: what it is by default depends on the backend. The names
+        that the optimizer leaves out of the weight decay are, which its own config lacks.
+        """
+        config = {**super().get_compile_config()}
+        config.pop("jit_compile", None)
+        if config and self.optimizer:
+            optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+            excluded = getattr(optimizer, "_exclude_from_weight_decay_pattern", None)
+            config["no_weight_decay"] = excluded and excluded.pattern
+            config["optimizer_is_built"] = optimizer.built
+        return config
+
+    def compile_from_config(self, config: dict) -> None:
+        """Compile as a model was that is loaded from a `.keras` file.
+
+        Keras does not for a class with a `compile` of its own. The state of the optimizer is loaded
+        after this.
+        """
+        config = keras.saving.deserialize_keras_object(config)
+        is_built = config.pop("optimizer_is_built", False)
+        if excluded := config.pop("no_weight_decay", None):
+            config["optimizer"].exclude_from_weight_decay(var_names=[excluded])
+        self.compile(**config)
+        if is_built:
+            self.optimizer.build(self.trainable_variables)
+
+    def has_usual_loss(self) -> bool:
+        """Say whether the loss takes the task's labels: it is the default one, or a cross entropy.
+
+        A loss of your own may take what it likes.
+        """
+        usual = {type(loss) for loss in keras.tree.flatten(self.default_loss())}
+        losses = keras.tree.flatten(getattr(self, "loss", None))
+        return all(type(loss) in usual or _is_cross_entropy(loss) for loss in losses)
+
+    # === Hooks ===
+
+    def default_loss(self):
+        """Return the loss that `compile` takes by default; None if there is none."""
+
+    def default_metrics(self) -> dict[str, list | dict]:
+        """Return `metrics` or `weighted_metrics` for `compile`, by this name."""
+        return {}
+
+
+def _is_cross_entropy(loss) -> bool:
+    name = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
+    return name.lower().replace("_", "").endswith("crossentropy")

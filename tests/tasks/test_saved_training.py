@@ -1,0 +1,54 @@
+"""A model that is loaded from a `.keras` file goes on training where it was."""
+
+import warnings
+
+import keras
+import pytest
+from small_tasks import CASES
+
+from keras_megatron.finetuning.recipe import adamw
+
+NAMES = ("TextClassifier", "Pretrainer", "CausalLM")
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.name in NAMES], ids=lambda case: case.name)
+def test_training_goes_on_after_loading(case, tmp_path):
+    model = case.make(seed=0, attention_dropout=0.0)
+    optimizer = adamw(1e-2, total_steps=9, warmup=0.0, weight_decay=1.0)  # not of biases
+    model.compile(optimizer=optimizer, run_eagerly=True)  # no need to compile
+    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(model.preprocessor(case.x, y=case.y))
+
+    def losses(model):
+        return model.fit(
+            x, y, sample_weight=sample_weight, epochs=3, shuffle=False, verbose=0
+        ).history["loss"]
+
+    losses(model)
+    model.save(tmp_path / "model.keras")
+    expected = losses(model)
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert losses(loaded) == pytest.approx(expected, rel=1e-5)
+    # Negative controls: a new optimizer, and one that has the state but decays biases too.
+    for state in (False, True):
+        other = keras.saving.load_model(tmp_path / "model.keras")
+        plain = optimizer.from_config(optimizer.get_config())
+        if state:
+            plain.build(other.trainable_variables)
+            for variable, saved in zip(plain.variables, other.optimizer.variables, strict=True):
+                variable.assign(saved)
+        other.compile(optimizer=plain, run_eagerly=True)
+        assert losses(other) != pytest.approx(expected, rel=1e-3)
+
+
+def test_what_compile_was_given_is_kept(tmp_path):
+    model = next(case for case in CASES if case.name == "CausalLM").make()
+    model.compile(optimizer=keras.optimizers.SGD(0.5), sampler="greedy")
+    model.save(tmp_path / "model.keras")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # of an optimizer that has no state yet, too
+        loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert type(loaded.sampler) is type(model.sampler)
+    assert type(loaded.optimizer) is type(model.optimizer)
+    assert float(loaded.optimizer.learning_rate) == 0.5
+    assert type(loaded.loss) is type(model.loss)
+    assert "jit_compile" not in model.get_compile_config()  # that is a matter of the backend
