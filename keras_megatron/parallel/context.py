@@ -58,9 +58,12 @@ def model_parallel(
             mesh = make_mesh(model, data, devices)
             layout_map = megatron_layout_map(mesh, sequence_parallel=sequence_parallel)
         distribution = MegatronParallel(layout_map, batch_dim_name=_batch_axis(layout_map))
-        with distribution.scope(), refuse_unsharded(distribution):
-            with backend_engine.active(distribution):
-                yield distribution
+        with (
+            distribution.scope(),
+            refuse_unsharded(distribution),
+            backend_engine.active(distribution),
+        ):
+            yield distribution
 
 
 def make_mesh(

@@ -50,8 +50,8 @@ def check_sharded(model: keras.Model, distribution) -> None:
                 "run unsharded: build or load it inside"
             )
         split = split or any(axis and distribution.axis_size(axis) > 1 for axis in layout.axes)
-    others = [n for a, n in zip(mesh.axis_names, mesh.shape) if a != distribution.batch_dim_name]
-    if model.variables and not split and any(n > 1 for n in others):
+    others = (name for name in mesh.axis_names if name != distribution.batch_dim_name)
+    if model.variables and not split and any(distribution.axis_size(name) > 1 for name in others):
         raise ValueError(
             f"no variable of {model.name} is split by the layout map, so each device would hold "
             "all of it: the rules fit the models of this package"

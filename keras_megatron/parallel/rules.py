@@ -1,9 +1,10 @@
 """Which axis of which variable and activation is split over devices, as one LayoutMap.
 
-Megatron-LM, arXiv 1909.08053, section 3: the first matrix of a block (query, key, value; feed-forward
-up) is split by columns, the second (attention output; feed-forward down) by rows, so that a layer
-communicates twice forward and twice backward, each time an all-reduce of its output. The table of
-word embeddings is split by rows of the vocabulary, and with it the logits and their cross entropy.
+Megatron-LM, arXiv 1909.08053, section 3: the first matrix of a block (query, key, value;
+feed-forward up) is split by columns, the second (attention output; feed-forward down) by rows, so
+that a layer communicates twice forward and twice backward, each time an all-reduce of its output.
+The table of word embeddings is split by rows of the vocabulary, and with it the logits and their
+cross entropy.
 """
 
 import keras
@@ -19,8 +20,8 @@ _UP = r"(.*/)?transformer_layer_\d+/feedforward_intermediate_dense"
 _DOWN = r"(.*/)?transformer_layer_\d+/feedforward_output_dense"
 _TOKENS = r"(.*/)?embeddings/token_embedding"
 
-# Variables, those of adapters (LoRA) and of int8 included. What is not here is replicated: the
-# LayerNorms, biases that are added after an all-reduce, positions, segments, pooler and small heads.
+# Variables, those of adapters (LoRA) and of int8 included. What is not here is replicated:
+# LayerNorms, biases that are added after an all-reduce, positions, segments, pooler, small heads.
 _VARIABLES = {
     rf"{_TOKENS}/embeddings": (MODEL, None),
     rf"{_TOKENS}/embeddings_scale": (MODEL,),
@@ -94,9 +95,10 @@ def layout_map(
     names = model_parallel_dim_name, data_parallel_dim_name
     for name in names:
         if name not in device_mesh.axis_names:
+            has = ", ".join(map(repr, device_mesh.axis_names))
             raise ValueError(
-                f"the mesh has no axis {name!r}, only {', '.join(map(repr, device_mesh.axis_names))}"
-                ": name its axes, or tell get_layout_map what they are called"
+                f"the mesh has no axis {name!r}, only {has}: name its axes, or tell get_layout_map "
+                "what they are called"
             )
     if len(set(names)) < 2:
         raise ValueError(f"the axes of model and data must differ, but both are {names[0]!r}")

@@ -10,7 +10,7 @@ import sys
 import keras
 import numpy as np
 import pytest
-from torch_models import VOCABULARY
+from sharded_models import VOCABULARY
 
 pytestmark = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="of TensorFlow")
 

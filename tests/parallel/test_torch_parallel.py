@@ -10,7 +10,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-import torch_models
+import sharded_models
 
 pytestmark = pytest.mark.skipif(keras.backend.backend() != "torch", reason="tests PyTorch's engine")
 
@@ -147,7 +147,7 @@ def test_saved_weights_load_unsharded(two):
     folder, (saved, _) = two
     assert saved["save"]["left"] == []  # no temporary folder
     values = np.load(folder / "values.npz")
-    model = torch_models.build("MaskedLM", seed=4)
+    model = sharded_models.build("MaskedLM", seed=4)
     model.load_weights(folder / "saved.weights.h5")
     preset = type(model).from_preset(str(folder / "preset"), preprocessor=None)
     for loaded in (model, keras.saving.load_model(folder / "saved.keras"), preset):

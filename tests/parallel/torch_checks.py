@@ -10,9 +10,9 @@ import time
 
 import keras
 import numpy as np
+import sharded_models as models
 import torch
 import torch.distributed as dist
-import torch_models as models
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.debug import CommDebugMode
 

@@ -1,4 +1,4 @@
-"""A small model of three tasks, with batches of real text, for the tests of PyTorch's engine."""
+"""A small model of three tasks, with batches of real text, for the tests of all engines."""
 
 import keras
 import numpy as np
