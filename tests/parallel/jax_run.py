@@ -81,7 +81,9 @@ def main() -> None:
                 one["shares"] = shares(model)
                 if task == "MaskedLM" and data_devices == 1:
                     one["sent"] = collectives(model, task)
-                    one["sent by one more layer"] = collectives(compiled(task, num_layers=3), task)
+                    deeper = compiled(task, num_layers=3)
+                    deeper.train_on_batch(*batch(task))
+                    one["sent by one more layer"] = collectives(deeper, task)
             seen[f"{data_devices}x{model_devices}"][task] = one
     x, y, weight = data("MaskedLM")
     outside, errors = compiled("MaskedLM"), {}
