@@ -70,7 +70,7 @@ def test_communication_is_megatrons():
     task = seen()["training"]["1x4"]["MaskedLM"]
     sent, more = task["sent"], task["sent by one more layer"]
     assert len(more) - len(sent) == 4
-    # Beside the layers': embedding, cross entropy (3), head, clipping, and the accuracy's argmax (2).
+    # Beside the layers': embedding, cross entropy (3), head, clipping, the accuracy's argmax (2).
     assert len(sent) <= 4 * 2 + 8
     assert {kind for kind, _ in sent} <= {"all-reduce", "all-gather"}
     for kind, shapes in sent:
