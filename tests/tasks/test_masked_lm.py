@@ -240,7 +240,7 @@ def test_fill_mask_refuses_what_it_cannot_use(texts, arguments):
     ([], {}, "there are no texts"),
     ("it was", {}, "give a list of texts"),
     (("it was", "at was"), {}, "give a list of texts"),
-    ((TEXTS, TEXTS[:2]), {}, r"as many first as second texts, not \[4, 2\]"),
+    ((TEXTS, TEXTS[:2]), {}, r"columns of x must be of one length, not \[4, 2\]"),
     (TEXTS, {"y": [1, 2, 3, 4]}, "give no y"),
 ])  # fmt: skip
 def test_fit_refuses_what_are_no_texts(x, arguments, message):

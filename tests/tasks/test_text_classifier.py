@@ -289,7 +289,7 @@ def test_names_without_class_names_and_numbers_that_are_not_finite_are_refused()
     (["it was", None], "text 1 must be a str, not NoneType"),
     ((TEXTS[:2], ["it", 3]), "second text 1 must be a str, not int: 3"),
     ((TEXTS, TEXTS, TEXTS), "x must be a list of texts or a tuple of two"),
-    ((TEXTS, TEXTS[:2]), "as many first as second"),
+    ((TEXTS, TEXTS[:2]), "columns of x must be of one length"),
 ])  # fmt: skip
 def test_what_is_no_text_is_refused(x, message):
     classifier = small_classifier()
