@@ -11,7 +11,7 @@ from keras_megatron.checkpoints.architectures import (
     named_architectures,
 )
 
-_TASK_FILE, _PREPROCESSOR_FILE = "task.json", "preprocessor.json"
+_CONFIG_FILE, _TASK_FILE, _PREPROCESSOR_FILE = "config.json", "task.json", "preprocessor.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +41,8 @@ def stored_task(preset: str) -> StoredTask | None:
         if check_file_exists(preset, _PREPROCESSOR_FILE):
             names = load_json(preset, _PREPROCESSOR_FILE)["config"].get("class_names")
         return StoredTask(task["class_name"], task["config"].get("num_classes"), names)
+    if not check_file_exists(preset, _CONFIG_FILE):
+        return None
     config = load_json(preset)
     named = named_architectures(config) if "model_type" in config else set()
     for name, architecture in ARCHITECTURES.items():

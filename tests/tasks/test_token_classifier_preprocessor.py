@@ -135,7 +135,7 @@ def test_one_text_and_several_are_encoded_alike():
     ([["a", "b"], ["c"]], [["O", "O"], ["O", "O"]], "sample 1 has 1 words but 2 tags"),
     ([["a"], ["b"]], [["O"]], "there are 2 samples but 1 lists of tags"),
     ([["a"]], ["O"], "the tags of sample 0 must be a list, not 'O'"),
-    ([["a"]], [["B-DOG"]], "sample 0 has the tag 'B-DOG', which is none of O, B-PER"),
+    ([["a"]], [["B-DOG"]], "has the tag 'B-DOG', which is none of the class names O, B-PER"),
     ([["a"]], [[7]], "sample 0 has the tag 7, but tags are from 0 to 6"),
     ([["a"]], [[-1]], "sample 0 has the tag -1, but tags are from 0 to 6"),
     ([["a"]], [[1.0]], "sample 0 has a tag that is neither str nor integer: 1.0"),
