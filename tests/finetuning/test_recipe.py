@@ -8,7 +8,7 @@ import pytest
 import torch
 from models import as_numpy, small_backbone
 
-from keras_megatron import MegatronBertMaskedLM
+from keras_megatron import MegatronBertMaskedLM, MegatronBertTextClassifier
 from keras_megatron.finetuning.recipe import RECIPES, LinearWarmupDecay, adamw
 
 STEPS, WARMUP, PEAK = 40, 0.2, 0.05
@@ -170,3 +170,29 @@ def test_recipes_are_the_papers_table():
     optimizer = RECIPES["race-336m"].optimizer(total_steps=100)
     assert isinstance(optimizer, keras.optimizers.AdamW)
     assert float(RECIPES["race-336m"].schedule(100)(6)) == pytest.approx(2e-5)
+
+
+def clipped_norm(optimizer) -> float:
+    """Return the norm of the gradients that AdamW gets, of a batch where ids occur many times."""
+    keras.utils.set_random_seed(0)
+    classifier = MegatronBertTextClassifier(
+        small_backbone(num_layers=1), num_classes=2, preprocessor=None
+    )
+    classifier.compile(optimizer=optimizer)
+    shape = (4, 12)
+    ids = {
+        "token_ids": np.arange(48).reshape(shape) % 3 + 5,
+        "segment_ids": np.zeros(shape, "int32"),
+        "padding_mask": np.ones(shape, "int32"),
+    }
+    classifier.train_on_batch(ids, np.array([0, 1, 1, 0]))
+    moments = [v for v in optimizer.variables if v.path.endswith("momentum")]
+    moments = [as_numpy(moment) / (1 - optimizer.beta_1) for moment in moments]
+    return float(np.sqrt(sum((moment**2).sum() for moment in moments)))
+
+
+def test_the_global_norm_is_that_of_all_gradients():
+    assert clipped_norm(adamw(1e-3, 10, clip=0.01)) == pytest.approx(0.01, rel=1e-4)
+    if keras.backend.backend() == "tensorflow":  # negative control: Keras's own
+        plain = keras.optimizers.AdamW(1e-3, global_clipnorm=0.01)
+        assert clipped_norm(plain) < 0.01 * 0.999
