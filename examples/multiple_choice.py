@@ -10,7 +10,7 @@ accuracy 0.287. From random weights 0.281; chance 0.25. The definitions and sent
 text that the model was pretrained on.
 """
 
-from training import model_arguments, parse_options, report, train
+from training import model_arguments, parse_options, report, share_right, train
 
 from keras_megatron import MegatronBertMultipleChoice, MegatronBertMultipleChoicePreprocessor
 from keras_megatron.finetuning.examples import choice_examples
@@ -41,9 +41,7 @@ def load(data):
 
 
 def accuracy(model, examples):
-    answers = model.choose(*examples.columns)
-    right = [a["choice"] == y for a, y in zip(answers, examples.labels, strict=True)]
-    return sum(right) / len(right)
+    return share_right(model.choose(*examples.columns), "choice", examples.labels)
 
 
 if __name__ == "__main__":

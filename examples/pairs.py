@@ -8,7 +8,7 @@ definition. The sentence does not say which of its words is meant.
 Its score has not been measured yet; a bag of words gives an accuracy of 0.514.
 """
 
-from training import model_arguments, parse_options, report, train
+from training import model_arguments, parse_options, report, share_right, train
 
 from keras_megatron import MegatronBertTextClassifier, MegatronBertTextClassifierPreprocessor
 from keras_megatron.finetuning.examples import text_examples
@@ -40,9 +40,7 @@ def load(data):
 
 
 def accuracy(model, examples):
-    answers = model.classify(examples.columns)
-    right = [a["label"] == y for a, y in zip(answers, examples.labels, strict=True)]
-    return sum(right) / len(right)
+    return share_right(model.classify(examples.columns), "label", examples.labels)
 
 
 if __name__ == "__main__":

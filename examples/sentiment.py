@@ -8,7 +8,7 @@ DATA_FOLDER holds sentiment.tsv: columns split (train, dev, test), label (neg, p
 accuracy 0.802. From random weights 0.800; TF-IDF and logistic regression 0.783.
 """
 
-from training import model_arguments, parse_options, report, train
+from training import model_arguments, parse_options, report, share_right, train
 
 from keras_megatron import MegatronBertTextClassifier, MegatronBertTextClassifierPreprocessor
 from keras_megatron.finetuning.examples import text_examples
@@ -44,9 +44,7 @@ def load(data):
 
 
 def accuracy(model, examples):
-    answers = model.classify(*examples.columns)
-    right = [a["label"] == y for a, y in zip(answers, examples.labels, strict=True)]
-    return sum(right) / len(right)
+    return share_right(model.classify(*examples.columns), "label", examples.labels)
 
 
 if __name__ == "__main__":

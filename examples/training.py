@@ -86,3 +86,9 @@ def report(model, score: Callable, examples: Examples, options: argparse.Namespa
                     stored.quantize(name)
                 scores[name] = score(stored, examples)
     print(json.dumps(scores))
+
+
+def share_right(answers: list[dict], key: str, labels: list) -> float:
+    """Return the share of answers that are right."""
+    right = [answer[key] == label for answer, label in zip(answers, labels, strict=True)]
+    return sum(right) / len(right)

@@ -6,23 +6,17 @@ from collections.abc import Iterator
 
 import keras
 
+from keras_megatron.parallel.patching import patched
+
 _METHODS = ("fit", "evaluate", "predict", "train_on_batch", "test_on_batch", "predict_on_batch")
 
 
 @contextlib.contextmanager
 def refuse_unsharded(distribution) -> Iterator[None]:
     """Have Keras's training methods refuse a model that was built outside, while this is active."""
-    own = {name: vars(keras.Model)[name] for name in _METHODS if name in vars(keras.Model)}
-    for name in _METHODS:
-        setattr(keras.Model, name, _checked(getattr(keras.Model, name), distribution))
-    try:
+    methods = {name: _checked(getattr(keras.Model, name), distribution) for name in _METHODS}
+    with patched(keras.Model, **methods):
         yield
-    finally:
-        for name in _METHODS:
-            if name in own:
-                setattr(keras.Model, name, own[name])
-            else:
-                delattr(keras.Model, name)  # inherited, as before
 
 
 def _checked(method, distribution):

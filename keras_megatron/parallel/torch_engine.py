@@ -9,8 +9,8 @@ from torch.distributed.tensor.experimental import implicit_replication
 
 from keras_megatron.parallel import torch_devices
 from keras_megatron.parallel.engines import Engine
+from keras_megatron.parallel.patching import patched
 from keras_megatron.parallel.torch_ops import sharded_operations
-from keras_megatron.parallel.torch_patching import patched
 from keras_megatron.parallel.torch_saving import files_written_once
 from keras_megatron.parallel.torch_steps import sharded_batches
 from keras_megatron.parallel.torch_variables import sharded_variables

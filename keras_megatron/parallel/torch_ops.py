@@ -13,9 +13,9 @@ from keras.src.optimizers import base_optimizer
 from keras.src.random.seed_generator import draw_seed
 from torch.distributed.tensor import DTensor
 
+from keras_megatron.parallel.patching import patched
 from keras_megatron.parallel.torch_devices import Layout, distribute_data_input, from_share
 from keras_megatron.parallel.torch_einsum import split_einsum
-from keras_megatron.parallel.torch_patching import patched
 from keras_megatron.parallel.torch_variables import whole
 from keras_megatron.parallel.torch_vocabulary import (
     split_argmax,

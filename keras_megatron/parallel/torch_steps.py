@@ -11,8 +11,8 @@ import torch.distributed as dist
 from keras.src.backend.torch import core
 from keras.src.backend.torch.trainer import TorchTrainer
 
+from keras_megatron.parallel.patching import patched
 from keras_megatron.parallel.torch_devices import distribute_data_input
-from keras_megatron.parallel.torch_patching import patched
 from keras_megatron.parallel.torch_variables import whole
 
 

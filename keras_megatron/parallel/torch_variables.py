@@ -11,6 +11,7 @@ import torch
 from keras.src.backend.torch import core
 from torch.distributed.tensor import DTensor
 
+from keras_megatron.parallel.patching import patched
 from keras_megatron.parallel.torch_devices import (
     Layout,
     backend_layout,
@@ -18,7 +19,6 @@ from keras_megatron.parallel.torch_devices import (
     from_share,
     own_share,
 )
-from keras_megatron.parallel.torch_patching import patched
 
 
 @contextlib.contextmanager

@@ -15,9 +15,10 @@ from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
 from keras.src.optimizers import base_optimizer
 
 from keras_megatron.parallel.engines import Engine
+from keras_megatron.parallel.patching import patched
 from keras_megatron.parallel.tensorflow_engine import operations, steps, tensors
 from keras_megatron.parallel.tensorflow_engine.devices import make_cpu_devices
-from keras_megatron.parallel.tensorflow_engine.patches import environment, replaced
+from keras_megatron.parallel.tensorflow_engine.environment import environment
 from keras_megatron.parallel.tensorflow_engine.variables import ShardedVariable, initializing
 
 __all__ = ["ShardedVariable", "TensorFlowEngine", "is_native", "make_cpu_devices"]
@@ -45,7 +46,7 @@ class TensorFlowEngine(Engine):
                 ("_to_backend_mesh", tensors.backend_mesh),
                 ("distribute_tensor", operations.distribute_tensor),
             ):
-                stack.enter_context(replaced(distribution_lib, name, function))
+                stack.enter_context(patched(distribution_lib, **{name: function}))
             yield
 
     @contextlib.contextmanager
@@ -62,15 +63,15 @@ class TensorFlowEngine(Engine):
                 "attention transposes: leave it out"
             )
         with contextlib.ExitStack() as stack:
-            stack.enter_context(replaced(core.Variable, "_initialize", initializing(distribution)))
+            stack.enter_context(patched(core.Variable, _initialize=initializing(distribution)))
             for name in ("make_train_function", "make_test_function", "make_predict_function"):
                 function = getattr(steps, name)(distribution)
-                stack.enter_context(replaced(TensorFlowTrainer, name, function))
+                stack.enter_context(patched(TensorFlowTrainer, **{name: function}))
             for module, name in (
                 (numpy, "argmax"),
                 (numpy, "take"),
                 (base_optimizer, "global_norm"),
             ):
                 function = getattr(operations, name)(getattr(module, name))
-                stack.enter_context(replaced(module, name, function))
+                stack.enter_context(patched(module, **{name: function}))
             yield
