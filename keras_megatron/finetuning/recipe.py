@@ -5,6 +5,8 @@ import dataclasses
 import keras
 from keras import ops
 
+from keras_megatron.finetuning.optimizer import DenseAdamW
+
 
 @keras.saving.register_keras_serializable(package="keras_megatron")
 class LinearWarmupDecay(keras.optimizers.schedules.LearningRateSchedule):
@@ -71,21 +73,6 @@ def linear_schedule(
     return LinearWarmupDecay(learning_rate, total_steps, int(warmup * total_steps), floor)
 
 
-@keras.saving.register_keras_serializable(package="keras_megatron")
-class DenseAdamW(keras.optimizers.AdamW):
-    """AdamW whose global norm, on TensorFlow, is that of the gradient of each variable.
-
-    TensorFlow gives the gradient of a table of embeddings by rows, one for each time that an id
-    occurs, and Keras takes the norm before they are added up: it clips too much.
-    """
-
-    def _clip_gradients(self, grads):
-        import tensorflow as tf
-
-        dense = [None if grad is None else tf.convert_to_tensor(grad) for grad in grads]
-        return super()._clip_gradients(dense)
-
-
 def adamw(
     learning_rate: float,
     total_steps: int,
@@ -117,11 +104,7 @@ def adamw(
     if weight_decay < 0:
         raise ValueError(f"weight_decay must not be negative, but is {weight_decay}")
     schedule = linear_schedule(learning_rate, total_steps, warmup, floor)
-    # Keras puts a class of its own in AdamW's place on PyTorch, so that one is not derived from.
-    on_tensorflow = keras.backend.backend() == "tensorflow"
-    optimizer = (DenseAdamW if on_tensorflow else keras.optimizers.AdamW)(
-        schedule, weight_decay=weight_decay, epsilon=1e-8, global_clipnorm=clip
-    )
+    optimizer = DenseAdamW(schedule, weight_decay=weight_decay, epsilon=1e-8, global_clipnorm=clip)
     # Keras searches for this in the names of variables; on TensorFlow they may end in ":0".
     optimizer.exclude_from_weight_decay(var_names=[r"(^|/)(bias|gamma|beta)(:\d+)?$"])
     return optimizer

@@ -9,6 +9,7 @@ import torch
 from models import as_numpy, small_backbone
 
 from keras_megatron import MegatronBertMaskedLM, MegatronBertTextClassifier
+from keras_megatron.finetuning.optimizer import DenseAdamW
 from keras_megatron.finetuning.recipe import RECIPES, LinearWarmupDecay, adamw
 
 STEPS, WARMUP, PEAK = 40, 0.2, 0.05
@@ -196,3 +197,25 @@ def test_the_global_norm_is_that_of_all_gradients():
     if keras.backend.backend() == "tensorflow":  # negative control: Keras's own
         plain = keras.optimizers.AdamW(1e-3, global_clipnorm=0.01)
         assert clipped_norm(plain) < 0.01 * 0.999
+
+
+@pytest.mark.parametrize("accumulated", [None, 2])
+@pytest.mark.parametrize("clip", [None, 0.1])
+def test_steps_are_those_of_keras(accumulated, clip):
+    """`DenseAdamW` has a step of its own on PyTorch."""
+
+    def trained(optimizer_class, clip=clip):
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([keras.layers.Input((8,)), keras.layers.Dense(4)])
+        optimizer = optimizer_class(
+            1e-2, epsilon=1e-8, global_clipnorm=clip, gradient_accumulation_steps=accumulated
+        )
+        model.compile(optimizer, "mse")
+        rng = np.random.default_rng(0)
+        x, y = rng.normal(size=(32, 8)), rng.normal(size=(32, 4))
+        model.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0)
+        return np.concatenate([weight.ravel() for weight in model.get_weights()])
+
+    ours = trained(DenseAdamW)
+    np.testing.assert_allclose(ours, trained(keras.optimizers.AdamW), atol=2e-6)
+    assert np.abs(ours - trained(DenseAdamW, clip=1e-7)).max() > 1e-5  # negative control

@@ -1,0 +1,38 @@
+"""AdamW as `keras.optimizers.AdamW` computes it, exact on TensorFlow and fast on PyTorch."""
+
+import keras
+
+# On PyTorch Keras puts a class of its own in the place of `keras.optimizers.AdamW`.
+_KerasAdamW = type(keras.optimizers.AdamW())
+
+
+@keras.saving.register_keras_serializable(package="keras_megatron")
+class DenseAdamW(_KerasAdamW):
+    """Keras's AdamW with two of its backends mended; the arguments are the same.
+
+    - TensorFlow gives the gradient of a table of embeddings by rows, one for each time that an id
+      occurs, and Keras takes the global norm before they are added up: it clips too much. Here the
+      norm is that of the gradient of each variable.
+    - On PyTorch on a CPU Keras goes over all weights a dozen times a step; with the table of
+      embeddings that takes longer than the model. Here PyTorch's fused kernel goes once.
+    """
+
+    def _clip_gradients(self, grads):
+        if keras.backend.backend() == "tensorflow":
+            import tensorflow as tf
+
+            grads = [None if grad is None else tf.convert_to_tensor(grad) for grad in grads]
+        if keras.backend.backend() == "torch" and self.global_clipnorm:
+            from keras_megatron.finetuning import torch_adamw
+
+            if torch_adamw.can_fuse(self, self._trainable_variables):
+                return torch_adamw.clip(grads, self.global_clipnorm)
+        return super()._clip_gradients(grads)
+
+    def _backend_update_step(self, grads, trainable_variables, learning_rate):
+        if keras.backend.backend() == "torch":
+            from keras_megatron.finetuning import torch_adamw
+
+            if torch_adamw.can_fuse(self, trainable_variables):
+                return torch_adamw.update(self, grads, trainable_variables, learning_rate)
+        return super()._backend_update_step(grads, trainable_variables, learning_rate)
