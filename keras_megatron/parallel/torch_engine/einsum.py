@@ -7,7 +7,7 @@ seconds for each new shape on a mesh of two axes.
 import torch
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 
-from keras_megatron.parallel.torch_devices import Layout, from_share
+from keras_megatron.parallel.torch_engine.devices import Layout, from_share
 
 
 def split_einsum(subscripts: str, *operands) -> DTensor | None:

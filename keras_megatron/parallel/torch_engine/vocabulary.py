@@ -8,7 +8,7 @@ import torch.distributed as dist
 from keras.src.backend.torch.core import convert_to_tensor
 from torch.distributed.tensor import DTensor, Partial, Replicate
 
-from keras_megatron.parallel.torch_devices import Layout, distribute_data_input, from_share
+from keras_megatron.parallel.torch_engine.devices import Layout, distribute_data_input, from_share
 
 IGNORED = -100  # the label that torch.nn.functional.cross_entropy leaves out
 

@@ -18,7 +18,7 @@ from keras.src.utils import file_utils
 
 from keras_megatron.backbone import MegatronBertBackbone
 from keras_megatron.parallel.patching import patched
-from keras_megatron.parallel.torch_variables import discarded_arrays
+from keras_megatron.parallel.torch_engine.variables import discarded_arrays
 from keras_megatron.tasks.task import MegatronBertTask
 
 # What writes a model: a function or method of (model, path, ...), and how the other processes take

@@ -12,7 +12,7 @@ from keras.src.backend.torch import core
 from torch.distributed.tensor import DTensor
 
 from keras_megatron.parallel.patching import patched
-from keras_megatron.parallel.torch_devices import (
+from keras_megatron.parallel.torch_engine.devices import (
     Layout,
     backend_layout,
     distribute_tensor,

@@ -12,8 +12,8 @@ from keras.src.backend.torch import core
 from keras.src.backend.torch.trainer import TorchTrainer
 
 from keras_megatron.parallel.patching import patched
-from keras_megatron.parallel.torch_devices import distribute_data_input
-from keras_megatron.parallel.torch_variables import whole
+from keras_megatron.parallel.torch_engine.devices import distribute_data_input
+from keras_megatron.parallel.torch_engine.variables import whole
 
 
 @contextlib.contextmanager

@@ -14,10 +14,10 @@ from keras.src.random.seed_generator import draw_seed
 from torch.distributed.tensor import DTensor
 
 from keras_megatron.parallel.patching import patched
-from keras_megatron.parallel.torch_devices import Layout, distribute_data_input, from_share
-from keras_megatron.parallel.torch_einsum import split_einsum
-from keras_megatron.parallel.torch_variables import whole
-from keras_megatron.parallel.torch_vocabulary import (
+from keras_megatron.parallel.torch_engine.devices import Layout, distribute_data_input, from_share
+from keras_megatron.parallel.torch_engine.einsum import split_einsum
+from keras_megatron.parallel.torch_engine.variables import whole
+from keras_megatron.parallel.torch_engine.vocabulary import (
     split_argmax,
     split_axis,
     split_cross_entropy,
