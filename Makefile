@@ -7,6 +7,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # TensorFlow and XLA greet on stderr; what they have to say there is for their developers.
 QUIET := TF_CPP_MIN_LOG_LEVEL=2
+# A process a core with a thread each, as most tests are too small to use more.
+PYTEST := OMP_NUM_THREADS=1 $(QUIET) $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal
 
 .PHONY: demo test test-full parity benchmark lint format clean
 
@@ -14,9 +16,9 @@ demo: $(VENV)/.installed
 	@$(QUIET) KERAS_BACKEND=$(KERAS_BACKEND) $(BIN)/keras-megatron fill-mask
 
 test: lint
-	$(QUIET) KERAS_BACKEND=jax $(BIN)/python -m pytest -q
-	$(QUIET) KERAS_BACKEND=torch $(BIN)/python -m pytest -q
-	$(QUIET) KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -q
+	KERAS_BACKEND=jax $(PYTEST)
+	KERAS_BACKEND=torch $(PYTEST)
+	KERAS_BACKEND=tensorflow $(PYTEST)
 
 # The 345M shape, once a backend: minutes, and about 8 GB of memory.
 test-full: $(VENV)/.installed
