@@ -1,14 +1,16 @@
 """Train the preset that the package carries, `megatron_bert_tiny_uncased`.
 
-    KERAS_BACKEND=tensorflow python tools/train_tiny_preset.py CORPUS_DIR OUTPUT_DIR
+    KERAS_BACKEND=torch python tools/train_tiny_preset.py CORPUS_DIR OUTPUT_DIR --state run.pt
 
 CORPUS_DIR holds `*.txt` or `*.txt.xz`: one paragraph a line, a blank line between documents. Two
 per cent of the documents are held out. OUTPUT_DIR becomes a preset directory in float16, with a
-`training.json` of what was measured; the preset's README.md is its model card. The defaults made
-the released preset, in an hour and a half on two busy CPU cores.
+`training.json` of what was measured; the preset's README.md is its model card. The training is
+that of `torch_pretraining.py`; what it reached is measured with the Keras model. A run that is
+stopped goes on from its state.
 """
 
 import argparse
+import collections
 import json
 import lzma
 import os
@@ -18,6 +20,9 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import torch
+from sentence_pairs import Batches, make_samples
+from torch_pretraining import Trainer
 
 from keras_megatron import (
     MegatronBertBackbone,
@@ -63,7 +68,7 @@ def hold_out(documents: list[list[str]], share: float = 0.02) -> tuple[list, lis
     return training, [d for d, out in zip(documents, held, strict=True) if out]
 
 
-def build(args) -> MegatronBertMaskedLM:
+def build(args, dtype: str = "float32", dropout: float = 0.1) -> MegatronBertMaskedLM:
     """Make the model with random weights."""
     tokenizer = MegatronBertTokenizer(str(args.vocabulary), lowercase=True)
     backbone = MegatronBertBackbone(
@@ -72,37 +77,58 @@ def build(args) -> MegatronBertMaskedLM:
         num_heads=max(1, args.hidden // 64),
         hidden_dim=args.hidden,
         intermediate_dim=4 * args.hidden,
-        dropout=0.0,  # so few passes over the corpus do not overfit
-        attention_dropout=0.0,
+        dropout=dropout,
+        attention_dropout=dropout,
         max_sequence_length=args.sequence_length,
-        dtype=args.dtype,
+        dtype=dtype,
+        name="megatron_bert_backbone",
     )
-    return MegatronBertMaskedLM(backbone)  # no preprocessor: it is trained on ids
+    preprocessor = MegatronBertMaskedLMPreprocessor(
+        tokenizer, sequence_length=args.sequence_length, name="masked_lm_preprocessor"
+    )
+    return MegatronBertMaskedLM(backbone, preprocessor, name="megatron_bert_masked_lm")
 
 
-def train(masked_lm, samples: np.ndarray, tokenizer, args) -> None:
-    """Train with AdamW, linear warm-up and cosine decay."""
-    schedule = keras.optimizers.schedules.CosineDecay(
-        0.0,
-        decay_steps=args.decay_steps - args.warmup,
-        alpha=0.01,
-        warmup_target=args.learning_rate,
-        warmup_steps=args.warmup,
-    )
-    optimizer = keras.optimizers.AdamW(
-        schedule, weight_decay=0.01, beta_2=0.98, epsilon=1e-6, global_clipnorm=1.0
-    )
-    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
-    masked_lm.compile(optimizer=optimizer)
+def train(masked_lm, documents: list, tokenizer, args) -> dict:
+    """Train the model's weights, from where `args.state` stopped; return what was done."""
+    length = args.sequence_length
+    samples = make_samples(documents, tokenizer, length)
     scheme = MaskingScheme(selection_rate=args.selection_rate)
-    batches = masked_batches(samples, tokenizer, scheme, args.batch, seed=1)
-    steps_an_epoch = min(args.report_every, args.steps)
-    masked_lm.fit(
-        batches.repeat(),
-        steps_per_epoch=steps_an_epoch,
-        epochs=args.steps // steps_an_epoch,
-        verbose=2,
-    )
+    batches = Batches(samples, tokenizer, scheme, args.tokens, length)
+    weights = {v.path: v.value.detach() for v in masked_lm.trainable_variables}
+    heads = masked_lm.backbone.num_heads
+    trainer = Trainer(weights, heads, args.layers, compiled=not args.no_compile)
+    done = {"step": 0, "epoch": 0, "place": 0, "tokens": 0, "seconds": 0.0}
+    if args.state and args.state.exists():
+        done = trainer.load(args.state)
+    order, saved, sums = batches.order(done["epoch"]), time.time(), collections.Counter()
+    while done["step"] < args.steps:
+        if done["place"] == len(order):
+            done["epoch"], done["place"] = done["epoch"] + 1, 0
+            order = batches.order(done["epoch"])
+        batch = batches.make(done["epoch"], done["place"], *order[done["place"]])
+        start = time.time()
+        sums.update(trainer.step(batch, learning_rate(done["step"], args)))
+        done["seconds"] += time.time() - start
+        done["tokens"] += int((batch.token_ids != tokenizer.pad_token_id).sum())
+        done["step"], done["place"] = done["step"] + 1, done["place"] + 1
+        if done["step"] % args.report_every == 0:
+            means = {name: round(value / args.report_every, 3) for name, value in sums.items()}
+            print(done["step"], f"{done['tokens'] / 1e6:.1f}M tokens", means, flush=True)
+            sums.clear()
+        if args.state and (time.time() - saved > 300 or done["step"] == args.steps - args.decay):
+            trainer.save(args.state, done)
+            saved = time.time()
+    for variable in masked_lm.trainable_variables:
+        variable.assign(trainer.weights[variable.path].detach())
+    return done
+
+
+def learning_rate(step: int, args) -> float:
+    """Rise, stay, and fall to nothing in the last `args.decay` steps: so a run can be prolonged."""
+    rising = (step + 1) / max(1, args.warmup)
+    falling = (args.steps - step) / max(1, args.decay)
+    return args.learning_rate * min(1.0, rising, falling)
 
 
 def evaluate(masked_lm, samples: np.ndarray, tokenizer) -> dict[str, float]:
@@ -141,20 +167,13 @@ def baselines(training: np.ndarray, held_out: np.ndarray, tokenizer) -> dict[str
     }
 
 
-def save(masked_lm, tokenizer, output: Path, args) -> None:
+def save(masked_lm, output: Path, args) -> None:
     """Write the preset with float16 weights."""
-    half = MegatronBertBackbone.from_config(
-        {**masked_lm.backbone.get_config(), "dtype": "float16", "dropout": 0.1,
-         "attention_dropout": 0.1, "name": "megatron_bert_backbone"}
-    )  # fmt: skip
-    preprocessor = MegatronBertMaskedLMPreprocessor(
-        tokenizer, sequence_length=args.sequence_length, name="masked_lm_preprocessor"
-    )
-    released = MegatronBertMaskedLM(half, preprocessor, name="megatron_bert_masked_lm")
+    half = build(args, dtype="float16")
     trained = {variable.path: variable for variable in masked_lm.trainable_variables}
-    for variable in released.trainable_variables:
+    for variable in half.trainable_variables:
         variable.assign(keras.ops.convert_to_numpy(trained[variable.path]))
-    released.save_to_preset(output)
+    half.save_to_preset(output)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -163,17 +182,18 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("corpus", type=Path)
     parser.add_argument("output", type=Path)
     parser.add_argument("--vocabulary", type=Path, default=VOCABULARY)
-    parser.add_argument("--steps", type=int, default=3200)
-    parser.add_argument("--decay-steps", type=int, default=3200, help="where the rate reaches 1 %%")
-    parser.add_argument("--warmup", type=int, default=200)
-    parser.add_argument("--batch", type=int, default=48)
+    parser.add_argument("--state", type=Path, help="file to keep a run in, and to go on from")
+    parser.add_argument("--steps", type=int, default=18_000)
+    parser.add_argument("--decay", type=int, default=3_600, help="last steps, of a falling rate")
+    parser.add_argument("--warmup", type=int, default=300)
+    parser.add_argument("--tokens", type=int, default=4096, help="slots a batch")
     parser.add_argument("--sequence-length", type=int, default=128)
     parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--hidden", type=int, default=192)
+    parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--selection-rate", type=float, default=0.2)
     parser.add_argument("--report-every", type=int, default=50)
-    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--no-compile", action="store_true", help="needs no C++ compiler")
     return parser.parse_args()
 
 
@@ -181,33 +201,28 @@ def main() -> None:
     """Train, measure and save."""
     args = parse_arguments()
     keras.utils.set_random_seed(0)
-    masked_lm = build(args)
-    tokenizer = MegatronBertTokenizer(str(args.vocabulary), lowercase=True)
+    masked_lm = build(args, dropout=0.0)  # so few passes over the corpus do not overfit
+    tokenizer = masked_lm.preprocessor.tokenizer
     training, held_out = hold_out(read_documents(args.corpus))
-    training = pack_documents(training, tokenizer, args.sequence_length, seed=0)
-    held_out = pack_documents(held_out, tokenizer, args.sequence_length, seed=0)
-    print(f"{len(training)} training samples, {len(held_out)} held out", flush=True)
+    done = train(masked_lm, training, tokenizer, args)
 
-    start = time.time()
-    train(masked_lm, training, tokenizer, args)
+    training, held_out = (
+        pack_documents(documents, tokenizer, args.sequence_length, seed=0)
+        for documents in (training, held_out)
+    )
     facts = {
         "parameters": masked_lm.count_params(),
-        "steps": int(masked_lm.optimizer.iterations),
-        "batch": args.batch,
+        "steps": done["step"],
+        "batch_tokens": args.tokens,
         "sequence_length": args.sequence_length,
-        "tokens": int(
-            (training != tokenizer.pad_token_id).mean()
-            * args.steps
-            * args.batch
-            * args.sequence_length
-        ),
+        "tokens": done["tokens"],
         "corpus_tokens": int((training != tokenizer.pad_token_id).sum()),
-        "minutes": round((time.time() - start) / 60, 1),
-        "hardware": f"{os.cpu_count()} CPU cores, {keras.backend.backend()}, {args.dtype}",
+        "minutes": round(done["seconds"] / 60, 1),
+        "hardware": f"{torch.get_num_threads()} threads on {os.cpu_count()} CPU cores",
         **evaluate(masked_lm, held_out, tokenizer),
         **baselines(training, held_out, tokenizer),
     }
-    save(masked_lm, tokenizer, args.output, args)
+    save(masked_lm, args.output, args)
     (args.output / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
     print(json.dumps(facts, indent=2))
 
