@@ -79,7 +79,7 @@ def main():
     with concurrent.futures.ThreadPoolExecutor(options.workers) as pool:
         runs = [
             pool.submit(run_example, row.example, run, options, results)
-            for run in RUNS
+            for run in options.runs
             for row in rows
             if run not in results.values[row.example]
         ]
@@ -97,6 +97,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument(
         "--logs", type=pathlib.Path, default=pathlib.Path(tempfile.gettempdir()), metavar="DIR"
     )
+    parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS))
     parser.add_argument("--only", nargs="+", choices=[row.example for row in ROWS])
     return parser.parse_args()
 
