@@ -71,7 +71,7 @@ def tag_scores(
     Args:
         tags: a list a sentence, with a tag a word.
         predictions: as many.
-        spans: whether the tags are BIO's, so that whole spans are scored too.
+        spans: whether the tags are of BIO or IOBES, so that whole spans are scored too.
 
     Returns:
         `accuracy` of the words; with spans `f1`, `precision` and `recall`: a span is right if its

@@ -13,7 +13,7 @@ from keras_megatron.finetuning.labels import class_indices, class_names
 from keras_megatron.finetuning.metrics import tag_scores
 from keras_megatron.finetuning.squad_metrics import squad_scores
 from keras_megatron.tasks.question_answering import MegatronBertQuestionAnswering
-from keras_megatron.tasks.tagging import is_bio
+from keras_megatron.tasks.tagging import marks_spans
 from keras_megatron.tasks.token_classifier import MegatronBertTokenClassifier
 
 
@@ -42,7 +42,7 @@ class TokenClassification(TrainableJob):
         """Return the accuracy of words, and F1, precision and recall of spans."""
         tags = model.tag(examples.columns[0], batch_size)
         tags = [[tag or "" for tag in sentence] for sentence in tags]  # None: no piece of it
-        return tag_scores(examples.labels, tags, is_bio(model.preprocessor.class_names))
+        return tag_scores(examples.labels, tags, marks_spans(model.preprocessor.class_names))
 
     def answers(self, model, examples, batch_size) -> list[dict]:
         """Return `words` and `tags`, or, for texts, `spans`."""

@@ -86,7 +86,9 @@ def _tags(pieces: WordPieces, probabilities: np.ndarray, names: list) -> list:
 def _spans(text: str, pieces: WordPieces, probabilities: np.ndarray, names: list) -> list[dict]:
     """Make spans of a text's words, given their probabilities (words, classes)."""
     tags = [names[best] for best in probabilities.argmax(axis=-1)]
-    groups = join_bio(tags) if is_bio(names) else [(tags[i], i, i + 1) for i in range(len(tags))]
+    groups = (
+        join_tags(tags) if marks_spans(names) else [(tags[i], i, i + 1) for i in range(len(tags))]
+    )
     scores = probabilities.max(axis=-1)
     spans = []
     for label, first, last in groups:
@@ -98,24 +100,25 @@ def _spans(text: str, pieces: WordPieces, probabilities: np.ndarray, names: list
     return spans
 
 
-def is_bio(names: Sequence) -> bool:
-    """Say whether class names are tags of the BIO scheme."""
+def marks_spans(names: Sequence) -> bool:
+    """Say whether class names are tags of the BIO or the IOBES scheme."""
     names = [str(name) for name in names]
-    return all(name == "O" or name.startswith(("B-", "I-")) for name in names) and names != ["O"]
+    prefixes = ("B-", "I-", "E-", "S-")
+    return all(name == "O" or name.startswith(prefixes) for name in names) and names != ["O"]
 
 
-def join_bio(tags: Sequence[str]) -> list[tuple[str, int, int]]:
-    """Join BIO tags to (label, first word, last word (exclusive)), as CoNLL's evaluation does.
+def join_tags(tags: Sequence[str]) -> list[tuple[str, int, int]]:
+    """Join BIO or IOBES tags to (label, first word, last word (exclusive)), as CoNLL's evaluation.
 
-    An "I-" after another label, or after "O", begins a span too.
+    An "I-" or "E-" after another label, or after "O", begins a span too.
     """
     spans = []
     open_label = None
     for index, tag in enumerate(tags):
         prefix, _, label = tag.partition("-")
-        if prefix == "I" and label == open_label:
+        if prefix in ("I", "E") and label == open_label:
             spans[-1] = (label, spans[-1][1], index + 1)
         elif prefix != "O":
             spans.append((label, index, index + 1))
-        open_label = None if prefix == "O" else label
+        open_label = label if prefix in ("B", "I") else None
     return spans

@@ -136,9 +136,10 @@ class MegatronBertTokenClassifier(MegatronBertTask, keras_hub.models.Task):
 
             For texts: a list a text (for one text, that list) of spans in their order, dicts of
             `label`, `text`, `start`, `end` (characters of the original string) and `score` (mean
-            probability of the words' tags). Where `class_names` are BIO tags ("O", "B-...",
-            "I-..."), a span is what they join, and its label has no prefix; an "I-" that continues
-            nothing begins a span. Where they are not, each word is a span.
+            probability of the words' tags). Where `class_names` are BIO or IOBES tags ("O",
+            "B-...", "I-...", "E-...", "S-..."), a span is what they join, and its label has no
+            prefix; an "I-" that continues nothing begins a span. Where they are not, each word is
+            a span.
 
         Raises:
             ValueError: there is no preprocessor, the inputs are not words or texts, or `batch_size`

@@ -9,7 +9,7 @@ from keras_megatron.finetuning.metrics import (
     tag_scores,
 )
 from keras_megatron.finetuning.squad_metrics import normalize_answer, squad_scores
-from keras_megatron.tasks.tagging import is_bio
+from keras_megatron.tasks.tagging import marks_spans
 
 pytestmark = pytest.mark.backend_independent
 
@@ -123,5 +123,5 @@ def test_spans_count_with_both_ends_and_their_type():
     assert tag_scores(tags, tags, spans=True)["f1"] == 1
     assert tag_scores([["O"]], [["O"]], spans=True)["f1"] == 0  # there is no span to find
     assert tag_scores([["nn", "vb"]], [["nn", "nn"]], spans=False) == {"accuracy": 0.5}
-    assert is_bio(["O", "B-PER", "I-PER"])
-    assert not is_bio(["O", "nn", "vb"])
+    assert marks_spans(["O", "B-PER", "I-PER"])
+    assert not marks_spans(["O", "nn", "vb"])

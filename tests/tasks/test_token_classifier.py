@@ -17,10 +17,11 @@ from seqeval.metrics.sequence_labeling import get_entities
 
 from keras_megatron import MegatronBertTokenClassifier, MegatronBertTokenClassifierPreprocessor
 from keras_megatron.finetuning.records import read_records
-from keras_megatron.tasks.tagging import is_bio, join_bio, windows_of
+from keras_megatron.tasks.tagging import marks_spans, join_tags, windows_of
 
 SMALL_TOLERANCE = 2e-5
 BIO = ["O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC"]
+IOBES = ["O", *(f"{prefix}-{label}" for label in ("PER", "ORG") for prefix in "IBES")]
 
 
 @pytest.fixture(scope="module")
@@ -198,16 +199,17 @@ def test_bio_tags_become_spans():
         assert 0 < span["score"] <= 1
 
 
-def test_bio_is_joined_as_seqeval_joins_it():
+@pytest.mark.parametrize("names", [BIO, IOBES], ids=["BIO", "IOBES"])
+def test_tags_are_joined_as_seqeval_joins_them(names):
     rng = np.random.default_rng(0)
-    for length in rng.integers(0, 12, size=200):
-        tags = rng.choice(BIO, size=length).tolist()
+    for length in rng.integers(0, 12, size=400):
+        tags = rng.choice(names, size=length).tolist()
         expected = [(label, first, last + 1) for label, first, last in get_entities(tags)]
-        assert join_bio(tags) == expected, tags
-    assert is_bio(BIO)
-    assert not is_bio(["O"])
-    assert not is_bio(["O", "PER"])
-    assert not is_bio([0, 1])
+        assert join_tags(tags) == expected, tags
+    assert marks_spans(names)
+    assert not marks_spans(["O"])
+    assert not marks_spans(["O", "PER"])
+    assert not marks_spans([0, 1])
 
 
 def test_long_texts_are_tagged_in_windows():
