@@ -117,7 +117,8 @@ class MegatronBertQuestionAnswering(MegatronBertTask, keras_hub.models.Task):
 
         Args:
             questions: a question, or a list of them.
-            contexts: a text of any length, or a list of as many as there are questions.
+            contexts: a text of any length, or a list of as many as there are questions; one text
+                with several questions is the context of all.
             top_k: how many answers to give to a question.
             null_threshold: a question has no answer if the score of that, a sum of two logits, is
                 above the best answer's by more than this; the model's `null_threshold` if None.
@@ -138,7 +139,9 @@ class MegatronBertQuestionAnswering(MegatronBertTask, keras_hub.models.Task):
         if null_threshold is None:
             null_threshold = self.null_threshold
         if single:
-            questions, contexts = [questions], [contexts]
+            questions = [questions]
+        if isinstance(contexts, str) and isinstance(questions, list | tuple):
+            contexts = [contexts] * len(questions)
         answers = answer_questions(self, questions, contexts, top_k, null_threshold, batch_size)
         if top_k == 1:
             answers = [ranked[0] for ranked in answers]

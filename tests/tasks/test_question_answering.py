@@ -236,6 +236,8 @@ def test_answer_takes_one_question_or_many(random_small):
     assert len(many) == len(QUESTIONS)
     assert len(model.answer(QUESTIONS[:1], CONTEXTS[:1], top_k=3)[0]) == 3
     assert model.answer([], []) == []
+    repeated = [CONTEXTS[7]] * 2
+    assert model.answer(QUESTIONS[6:8], CONTEXTS[7]) == model.answer(QUESTIONS[6:8], repeated)
     empty = {"answer": "", "start": 0, "end": 0, "score": 1.0}
     assert model.answer("Who?", " ", null_threshold=float("inf")) == empty
     json.dumps(many)  # nothing of NumPy in it

@@ -17,7 +17,7 @@ from seqeval.metrics.sequence_labeling import get_entities
 
 from keras_megatron import MegatronBertTokenClassifier, MegatronBertTokenClassifierPreprocessor
 from keras_megatron.finetuning.records import read_records
-from keras_megatron.tasks.tagging import marks_spans, join_tags, windows_of
+from keras_megatron.tasks.tagging import join_tags, marks_spans, windows_of
 
 SMALL_TOLERANCE = 2e-5
 BIO = ["O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC"]
