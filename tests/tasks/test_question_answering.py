@@ -247,7 +247,7 @@ def test_answer_takes_one_question_or_many(random_small):
     ("", "text", {}, "question 0 is empty"),
     (["who", "  "], ["text"] * 2, {}, "question 1 is empty"),
     (["who"], ["text"] * 2, {}, "there are 1 questions but 2 contexts"),
-    (["who"], "text", {}, "contexts must be a list of str, as the other is"),
+    (["who"], None, {}, "contexts must be a list of str, as the other is"),
     ("who", None, {}, "questions must be a list of str"),
     (["who"], [b"text"], {}, "context 0 must be a str, not bytes"),
     ("who", "text", {"top_k": 0}, "top_k must be an integer of at least 1, not 0"),
