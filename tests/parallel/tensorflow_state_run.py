@@ -4,17 +4,23 @@
 """
 
 import os
+import signal
+import subprocess
+import sys
 import tempfile
 
 import keras
+import keras_hub
 import numpy as np
 import tensorflow as tf
 from keras.src.backend.tensorflow import core, distribution_lib
 from keras.src.backend.tensorflow import numpy as backend_numpy
+from keras.src.backend.tensorflow import random as backend_random
 from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
 from keras.src.optimizers import base_optimizer
 from tensorflow.experimental import dtensor
 from tensorflow_run import (
+    DEVICES,
     batches,
     build,
     compile_,
@@ -27,19 +33,20 @@ from tensorflow_run import (
     steps,
 )
 
+from keras_megatron import parallel
 from keras_megatron.parallel.tensorflow_engine import make_cpu_devices
 from keras_megatron.parallel.tensorflow_engine.steps import COMBINE_ALL_REDUCES
 from keras_megatron.parallel.tensorflow_engine.tensors import split
+from keras_megatron.parallel.tensorflow_engine.variables import running
 
 TASK = "MaskedLM"
 
 
-def fit(model: keras.Model, epochs: int, *callbacks) -> int:
-    """Train on all batches; return how many epochs it took."""
+def fit(model: keras.Model, epochs: int, *callbacks) -> keras.callbacks.History:
+    """Train on all batches."""
     x, y, weight = data(TASK)
     settings = {"batch_size": 4, "epochs": epochs, "shuffle": False, "verbose": 0}
-    history = model.fit(x, y, sample_weight=weight, callbacks=list(callbacks), **settings)
-    return len(history.history["loss"])
+    return model.fit(x, y, sample_weight=weight, callbacks=list(callbacks), **settings)
 
 
 def is_equal(variables, values) -> bool:
@@ -82,7 +89,8 @@ def saving() -> dict:
         with mesh(1, 4):
             seen["1x4"] = load()
             resumed = compiled(TASK, seed=1)
-            seen["epochs"] = fit(resumed, 2, keras.callbacks.BackupAndRestore(backup))
+            history = fit(resumed, 2, keras.callbacks.BackupAndRestore(backup))
+            seen["epochs"] = len(history.epoch)
     return seen
 
 
@@ -96,15 +104,70 @@ def dropout() -> dict:
         for name, axis in (("whole", dtensor.UNSHARDED), ("split", "model")):
             layout = dtensor.Layout([dtensor.UNSHARDED, axis], devices)
             ones = split(np.ones((8, 32), "float32"), layout)
-            with dtensor.default_mesh(devices):
+            with running(devices):
                 first, second = [dtensor.unpack(function(ones)) for _ in range(2)]
             seen[name] = {
                 "kept": float(np.mean(first[0].numpy() > 0)),
                 "devices agree": bool((first[0].numpy() == first[1].numpy()).all()),
                 "calls agree": bool((first[0].numpy() == second[0].numpy()).all()),
             }
-        model = compiled(TASK, dropout=0.3, attention_dropout=0.3)
-        seen["losses"] = steps(model, TASK)
+    return seen
+
+
+class _Kill(keras.callbacks.Callback):
+    """Kills this process in the middle of the third epoch."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        if (self.epoch, batch) == (2, 1):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _curve(folder: str, *callbacks) -> dict[int, float]:
+    """Return the losses of those of four epochs that a backup in a folder does not have."""
+    with mesh(2, 2):
+        # No dropout: a backup has weights and optimizer, but not the state of random numbers.
+        model = compiled(TASK, dropout=0.0, attention_dropout=0.0)
+        backup = keras.callbacks.BackupAndRestore(folder, delete_checkpoint=False)
+        history = fit(model, 4, backup, *callbacks)
+    return dict(zip(history.epoch, history.history["loss"], strict=True))
+
+
+def killed() -> dict:
+    """Be killed; the environment names the folder of the backup."""
+    return _curve(os.environ["BACKUP"], _Kill())
+
+
+def resuming() -> dict:
+    """Have a process killed, and go on where it was; train without being killed, too."""
+    with tempfile.TemporaryDirectory() as folder:
+        child = subprocess.run(
+            [sys.executable, __file__, "killed"],
+            env={**os.environ, "BACKUP": f"{folder}/killed"},
+            capture_output=True,
+        )
+        curves = {name: _curve(f"{folder}/{name}") for name in ("killed", "whole")}
+        return {"code": child.returncode, **curves}
+
+
+def predictions() -> dict:
+    """Predict for numbers of samples that two devices do not divide, and for ones they do."""
+    x = data("TextClassifier")[0]
+    one = compiled("TextClassifier")
+    expected = one.predict_on_batch(keras.tree.map_structure(lambda array: array[:7], x))
+    seen = {}
+    with mesh(2, 1):
+        model = compiled("TextClassifier")
+        model.set_weights(one.get_weights())
+        for count in (1, 4, 7):
+            rows = keras.tree.map_structure(lambda array, n=count: array[:n], x)
+            for name, predicted in (
+                ("predict", model.predict(rows, batch_size=4, verbose=0)),
+                ("logits", model.logits(rows, batch_size=4)),
+            ):
+                seen[f"{name} {count}"] = np.abs(predicted - expected[:count]).max().item()
     return seen
 
 
@@ -116,6 +179,9 @@ def _patched() -> list:
         (TensorFlowTrainer, "make_predict_function"),
         (backend_numpy, "take"),
         (backend_numpy, "argmax"),
+        (backend_random, "dropout"),
+        (keras.layers.Layer, "__call__"),
+        (keras_hub.models.CausalLM, "make_generate_function"),
         (base_optimizer, "global_norm"),
         (distribution_lib, "_to_backend_mesh"),
         (distribution_lib, "distribute_tensor"),
@@ -137,14 +203,19 @@ def errors() -> dict:
     outside, optimizer = compiled("TextClassifier"), keras.optimizers.Adam()
     metric = keras.metrics.SparseCategoricalAccuracy()
     x, y, _ = data("TextClassifier")
-    seen = {"sequence": _error(lambda: mesh(1, 2, sequence_parallel=True).__enter__())}
+    too_few = parallel.model_parallel(model=3, devices=DEVICES)
+    seen = {"number": _error(too_few.__enter__)}
     seen["restored after an error"] = _patched() == before
     with mesh(2, 2):
         changed = all(a is not b for a, b in zip(before, _patched(), strict=True))
         seen["outside"] = _error(lambda: outside.fit(x, y, verbose=0))
         model = compiled("TextClassifier")
-        rest = keras.tree.map_structure(lambda array: array[:3], x)
-        seen["batch"] = _error(lambda: model.predict(rest, verbose=0))
+        three = keras.tree.map_structure(lambda array: array[:3], (x, y))
+        seen["batch"] = _error(lambda: model.evaluate(*three, verbose=0))
+        seen["call"] = _error(lambda: model(three[0]))
+        seen["layer"] = _error(lambda: model.backbone.embeddings(three[0]["token_ids"]))
+        seen["graph"] = _error(lambda: tf.function(model)(three[0]))
+        seen["generate"] = _error(lambda: build("CausalLM").generate(three[0]))
         model.compile(optimizer=optimizer)
         seen["optimizer"] = _error(lambda: model.fit(x, y, verbose=0))
         model.compile(metrics=[metric])
@@ -154,7 +225,13 @@ def errors() -> dict:
         os.environ[COMBINE_ALL_REDUCES] = "0"
         model.compile(run_eagerly=True)
         seen["eagerly"] = _error(lambda: model.fit(x, y, verbose=0))
-    with mesh(2, 2):
+        model.compile()
+        tf.config.run_functions_eagerly(True)
+        seen["all eagerly"] = _error(lambda: model.fit(x, y, verbose=0))
+        tf.config.run_functions_eagerly(False)
+    with mesh(2, 2, sequence_parallel=True):
+        odd = {name: array[:, :23] for name, array in x.items()}
+        seen["sequence"] = _error(lambda: compiled("TextClassifier").predict_on_batch(odd))
         model = compiled("TextClassifier")
         model.backbone.quantize("int8")
         seen["int8"] = _error(lambda: model.predict_on_batch(x))
@@ -164,24 +241,25 @@ def errors() -> dict:
 
 
 def variants() -> dict:
-    """Train with LoRA, in bfloat16, with checkpointing and with accumulation, split and not."""
+    """Train in other ways, split and not."""
 
-    def compiled_with(arguments=None, lora=False, **optimizer):
-        model = build("TextClassifier", num_layers=1, **(arguments or {}))
+    def compiled_with(lora=False, optimizer=None, **arguments):
+        model = build("TextClassifier", num_layers=1, dropout=0.1, **arguments)
         if lora:
             model.backbone.enable_lora(2)
-        compile_(model, **optimizer)
+        compile_(model, **(optimizer or {}))
         return model
 
     seen = {}
     for name, arguments in (
         ("lora", {"lora": True}),
-        ("bfloat16", {"arguments": {"dtype": "mixed_bfloat16"}}),
-        ("checkpointing", {"arguments": {"gradient_checkpointing": True}}),
-        ("accumulation", {"gradient_accumulation_steps": 2}),
+        ("bfloat16", {"dtype": "mixed_bfloat16"}),
+        ("checkpointing", {"gradient_checkpointing": True}),
+        ("accumulation", {"optimizer": {"gradient_accumulation_steps": 2}}),
+        ("sequence", {}),
     ):
         plain = steps(on_one_device(compiled_with(**arguments)), "TextClassifier")
-        with mesh(2, 2):
+        with mesh(2, 2, sequence_parallel=name == "sequence"):
             model = compiled_with(**arguments)
             sharded = steps(model, "TextClassifier")
         shares = parts([v for v in model.variables if "lora" in v.path])

@@ -3,14 +3,14 @@
 Imported only where TensorFlow is the backend. To the code of a traced step a variable is a DTensor,
 of which each device has its part; to all other code, which runs eagerly (saving and loading,
 metrics' results, callbacks), it is the plain variable that it would be without any of this. So the
-host has one whole variable at a time, and a model that is called eagerly, instead of by `predict`
-and its like, is computed there.
+host has one whole variable at a time. A layer that is called eagerly, instead of by `predict` and
+its like, would be computed there as a whole: that is an error.
 """
 
 import contextlib
 from collections.abc import Iterator
 
-from keras.src.backend.tensorflow import core, distribution_lib, numpy
+from keras.src.backend.tensorflow import core, distribution_lib, numpy, random
 from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
 from keras.src.optimizers import base_optimizer
 
@@ -19,6 +19,7 @@ from keras_megatron.parallel.patching import patched
 from keras_megatron.parallel.tensorflow_engine import operations, steps, tensors
 from keras_megatron.parallel.tensorflow_engine.devices import make_cpu_devices
 from keras_megatron.parallel.tensorflow_engine.environment import environment
+from keras_megatron.parallel.tensorflow_engine.refusals import refusals
 from keras_megatron.parallel.tensorflow_engine.variables import ShardedVariable, initializing
 
 __all__ = ["ShardedVariable", "TensorFlowEngine", "is_native", "make_cpu_devices"]
@@ -51,18 +52,9 @@ class TensorFlowEngine(Engine):
 
     @contextlib.contextmanager
     def active(self, distribution) -> Iterator[None]:
-        """Make variables of DTensors, run steps on the mesh, keep split logits split.
-
-        Raises:
-            ValueError: the sequence is to be split.
-        """
-        layout = distribution.get_tensor_layout("embeddings/output")
-        if layout is not None and layout.axes[1] is not None:
-            raise ValueError(
-                "sequence_parallel is not possible on TensorFlow, whose DTensor cannot split what "
-                "attention transposes: leave it out"
-            )
+        """Make variables of DTensors, run steps on the mesh, keep split logits split."""
         with contextlib.ExitStack() as stack:
+            stack.enter_context(refusals())
             stack.enter_context(patched(core.Variable, _initialize=initializing(distribution)))
             for name in ("make_train_function", "make_test_function", "make_predict_function"):
                 function = getattr(steps, name)(distribution)
@@ -74,4 +66,7 @@ class TensorFlowEngine(Engine):
             ):
                 function = getattr(operations, name)(getattr(module, name))
                 stack.enter_context(patched(module, **{name: function}))
+            mesh = distribution.device_mesh.backend_mesh
+            drop = operations.dropout(random.dropout, mesh)
+            stack.enter_context(patched(random, dropout=drop))
             yield

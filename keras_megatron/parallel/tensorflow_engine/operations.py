@@ -9,6 +9,8 @@ from collections.abc import Callable
 
 import tensorflow as tf
 from keras.src.backend.common.symbolic_scope import in_symbolic_scope
+from keras.src.backend.tensorflow.random import _cast_seed
+from keras.src.random.seed_generator import draw_seed
 from tensorflow.experimental import dtensor
 
 _ELEMENTWISE = ("Cast", "Identity", "IdentityN")
@@ -16,17 +18,32 @@ _ELEMENTWISE = ("Cast", "Identity", "IdentityN")
 
 def distribute_tensor(tensor, layout):
     """Lay out a tensor of a traced step; see `keras.distribution.distribute_tensor`."""
-    if tf.executing_eagerly() or in_symbolic_scope():
+    if not _is_traced():
         return tensor
-    return dtensor.relayout(tensor, layout.backend_layout)
+    layout = layout.backend_layout
+    if layout.rank != 3 or layout.sharding_specs[1] == dtensor.UNSHARDED:
+        return dtensor.relayout(tensor, layout)
+    batch, axis, width = layout.sharding_specs
+    if tensor.shape[1] % layout.num_shards(1):
+        raise ValueError(
+            f"a sequence of {tensor.shape[1]} tokens cannot be split over the "
+            f"{layout.num_shards(1)} devices of axis {axis!r}: give another sequence_length, or "
+            "leave sequence_parallel out"
+        )
+    # The block before has whole sequences, backward too.
+    whole = dtensor.Layout([batch, dtensor.UNSHARDED, width], layout.mesh)
+    return with_layout(tensor, layout, whole)
 
 
-def with_layout(tensor, layout: dtensor.Layout):
-    """Lay out a tensor, and its gradient in the same way; both can be told from the graph."""
+def with_layout(tensor, layout: dtensor.Layout, gradient_layout: dtensor.Layout):
+    """Lay out a tensor, and its gradient; both can be told from the graph."""
 
     @tf.custom_gradient
     def lay_out(tensor):
-        return dtensor.relayout(tensor, layout), lambda gradient: dtensor.relayout(gradient, layout)
+        return (
+            dtensor.relayout(tensor, layout),
+            lambda gradient: dtensor.relayout(gradient, gradient_layout),
+        )
 
     return lay_out(tensor)
 
@@ -93,6 +110,34 @@ def argmax(original: Callable) -> Callable:
         return tf.reduce_min(places, -1, keepdims=keepdims)
 
     return place
+
+
+def dropout(original: Callable, mesh: dtensor.Mesh) -> Callable:
+    """Return Keras's function, which drops the same elements as it would on one device.
+
+    DTensor derives a seed for each device from how a random tensor is split. Where one graph has
+    some that are split and some that are not, it mixes the seeds up: each device then drops other
+    elements of what all should have alike, and the replicas of the weights drift apart in silence.
+    So all devices draw all of the numbers, and those of a split tensor use their part of them.
+    """
+
+    @functools.wraps(original)
+    def drop(inputs, rate, noise_shape=None, seed=None):
+        if not _is_traced() or noise_shape is not None or not 0 < rate < 1:
+            return original(inputs, rate, noise_shape, seed)
+        # As `tf.nn.experimental.stateless_dropout` has it.
+        seed = _cast_seed(draw_seed(seed))
+        numbers = tf.random.stateless_uniform(inputs.shape, seed, dtype=inputs.dtype)
+        alike = dtensor.Layout.replicated(mesh, inputs.shape.rank)
+        kept = dtensor.relayout(dtensor.relayout(numbers, alike) >= rate, alike)
+        return tf.where(kept, inputs * (1 / (1 - rate)), tf.zeros_like(inputs))
+
+    return drop
+
+
+def _is_traced() -> bool:
+    """Say whether a step is being traced, and not only the shapes of a model."""
+    return not (tf.executing_eagerly() or in_symbolic_scope())
 
 
 def global_norm(original: Callable) -> Callable:

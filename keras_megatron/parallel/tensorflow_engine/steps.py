@@ -5,10 +5,13 @@ import os
 from collections.abc import Callable
 
 import keras
+import numpy as np
 import tensorflow as tf
 from tensorflow.experimental import dtensor
 
+from keras_megatron.parallel.batches import cut, filled_up
 from keras_megatron.parallel.tensorflow_engine.tensors import split, whole
+from keras_megatron.parallel.tensorflow_engine.variables import running
 
 # DTensor's "optimization" that puts all-reduces together moves some behind what needs them: with
 # gradients that are clipped, Adam reads its slots before they are updated, in silence.
@@ -41,9 +44,15 @@ def make_predict_function(distribution) -> Callable:
     def make(self, force=False):
         if self.predict_function is None or force:
             step = Step(self, self.predict_step, distribution)
+            devices = distribution.axis_size(distribution.batch_dim_name)
+
+            def predict_any(batch):
+                arrays = keras.tree.map_structure(_array, batch)
+                arrays, samples = filled_up(arrays, devices)
+                return cut(step(arrays), samples)
 
             def predict(batches):
-                outputs = [step(batch) for batch in batches]
+                outputs = [predict_any(batch) for batch in batches]
                 return keras.tree.map_structure(lambda *parts: tf.concat(parts, 0), *outputs)
 
             self.predict_function = predict
@@ -100,9 +109,13 @@ class Step:
             raise ValueError("the model is split over devices: run it inside of its model_parallel")
         if os.environ.get(COMBINE_ALL_REDUCES) != "0":
             raise ValueError(f"{COMBINE_ALL_REDUCES} must stay 0: gradients would be wrong")
-        batch = keras.tree.map_structure(self._split, batch)
+        if tf.config.functions_run_eagerly():
+            raise ValueError(
+                "tf.config.run_functions_eagerly(True) would run unsharded: switch it off"
+            )
+        batch = keras.tree.map_structure(lambda leaf: self._split(_array(leaf)), batch)
         signature = str(keras.tree.map_structure(_signature, batch))
-        with dtensor.default_mesh(self.mesh):
+        with running(self.mesh):
             if signature not in self.checked:
                 _check_variables(self.traced.get_concrete_function(batch))
                 self.checked.add(signature)
@@ -110,10 +123,16 @@ class Step:
         return keras.tree.map_structure(_plain, outputs)
 
     def _split(self, array):
-        if array is None or isinstance(array, tf.experimental.Optional):
+        if array is None:
             return None
         layout = self.distribution.get_data_layout(tuple(array.shape))
         return split(array, layout.backend_layout)
+
+
+def _array(leaf) -> np.ndarray | None:
+    """Return what a batch has as an array; Keras's way to say that there are no labels is one."""
+    is_none = leaf is None or isinstance(leaf, tf.experimental.Optional)
+    return None if is_none else np.asarray(leaf)
 
 
 def _signature(tensor):

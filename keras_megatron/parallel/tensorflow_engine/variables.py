@@ -1,12 +1,29 @@
 """Variables of which each device has its part."""
 
-import keras
+import contextlib
+from collections.abc import Iterator
+
 import numpy as np
 import tensorflow as tf
+from keras.src.backend.common.symbolic_scope import in_symbolic_scope
 from tensorflow.experimental import dtensor
 
 from keras_megatron.parallel.tensorflow_engine.operations import with_layout
 from keras_megatron.parallel.tensorflow_engine.tensors import split, whole
+
+_is_running = False
+
+
+@contextlib.contextmanager
+def running(mesh: dtensor.Mesh) -> Iterator[None]:
+    """Trace and run functions on the devices of a mesh; no other function may read a variable."""
+    global _is_running
+    outer, _is_running = _is_running, True
+    try:
+        with dtensor.default_mesh(mesh):
+            yield
+    finally:
+        _is_running = outer
 
 
 class ShardedVariable(dtensor.DVariable):
@@ -27,12 +44,13 @@ class ShardedVariable(dtensor.DVariable):
         if tf.executing_eagerly():
             with tf.device("CPU:0"):
                 return tf.constant(self.numpy())
-        if keras.distribution.distribution() is None:
+        if not (_is_running or in_symbolic_scope()):
             raise ValueError(
-                f"{self.name} is split over devices: run its model inside of model_parallel(...)"
+                f"{self.name} is split over devices: run its model by fit, evaluate or predict, "
+                "inside of model_parallel(...)"
             )
         # It has this layout already, but the gradient of a table's rows would be whole.
-        return with_layout(super()._read_variable_op(no_copy), self.layout)
+        return with_layout(super()._read_variable_op(no_copy), self.layout, self.layout)
 
     def assign(self, value, use_locking=None, name=None, read_value=True):
         """Set the value; eagerly to a whole one, of which each device gets its part."""

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from keras.src.backend.torch import core
 from keras.src.backend.torch.trainer import TorchTrainer
 
+from keras_megatron.parallel.batches import cut, filled_up
 from keras_megatron.parallel.patching import patched
 from keras_megatron.parallel.torch_engine.devices import distribute_data_input
 from keras_megatron.parallel.torch_engine.variables import whole
@@ -25,19 +26,38 @@ def sharded_batches(distribution) -> Iterator[None]:
         def step_here(self, data):
             # What is returned is whole: Keras looks at predictions in a thread of its own, where
             # putting them together would fall between this thread's exchanges of data.
-            return keras.tree.map_structure(whole, step(self, _split(data, distribution)))
+            data = _split(_tensors(data), distribution)
+            return keras.tree.map_structure(whole, step(self, data))
 
         return step_here
 
-    steps = ("train_step", "test_step", "predict_step")
-    with patched(TorchTrainer, **{name: splits(getattr(TorchTrainer, name)) for name in steps}):
+    def predicts(step):
+        step_of_equal_parts = splits(step)
+
+        @functools.wraps(step)
+        def step_here(self, data):
+            devices = distribution.axis_size(distribution.batch_dim_name)
+            data, samples = filled_up(_tensors(data), devices)
+            return cut(step_of_equal_parts(self, data), samples)
+
+        return step_here
+
+    with patched(
+        TorchTrainer,
+        train_step=splits(TorchTrainer.train_step),
+        test_step=splits(TorchTrainer.test_step),
+        predict_step=predicts(TorchTrainer.predict_step),
+    ):
         yield
 
 
-def _split(data, distribution):
-    tensors = keras.tree.map_structure(
+def _tensors(data):
+    return keras.tree.map_structure(
         lambda leaf: None if leaf is None else core.convert_to_tensor(leaf), data
     )
+
+
+def _split(tensors, distribution):
     layouts = keras.tree.map_structure(
         lambda leaf: None if leaf is None else distribution.get_data_layout(leaf.shape), tensors
     )
