@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 import sharded_models
 
+sys.path.append(str(Path(__file__).parents[2] / "tools"))
+import checkpoint_matrix
+
 pytestmark = pytest.mark.skipif(keras.backend.backend() != "torch", reason="tests PyTorch's engine")
 
 HERE = Path(__file__).parent
@@ -48,7 +51,7 @@ def two(tmp_path_factory):
     done = run(
         folder,
         2,
-        *("errors", "save", "equality:1", "equality:2", "variants"),
+        *("errors", "save", "matrix", "equality:1", "equality:2", "variants"),
         *("counts:MaskedLM:1", "dropout:1", "resumable:-1"),
     )
     assert done.returncode == 0, done.stderr[-5000:]
@@ -156,6 +159,20 @@ def test_saved_weights_load_unsharded(two):
             np.testing.assert_array_equal(weight.numpy(), values[weight.path])
 
 
+@pytest.mark.parametrize("backend", ["jax", "tensorflow"])
+def test_saved_models_load_on_other_backends(two, backend):
+    """Two cells of the table that tools/checkpoint_matrix.py makes: two devices, and two."""
+    saver, loader = ("torch", 2), (backend, 2)
+    checkpoint_matrix.run(two[0], "load", loader, [saver])
+    cell = checkpoint_matrix.compare(two[0], saver, loader)
+    assert cell["weights"]
+    assert cell["optimizer"]
+    assert cell["outputs"] < checkpoint_matrix.LIMIT
+    saved = json.loads((two[0] / "torch 2" / "save torch 2.json").read_text())
+    other = checkpoint_matrix.digest(checkpoint_matrix.build(seed=2).weights)
+    assert other != saved["weights"]  # before it is loaded
+
+
 def test_saved_weights_load_on_another_mesh(four):
     for result in four[1]:
         assert result["load"] == {"weights": [], "preset": []}
@@ -165,6 +182,7 @@ def test_saved_weights_load_on_another_mesh(four):
     ("name", "parts"),
     [
         ("devices", ("model=3", "there are 2", "torchrun")),
+        ("other devices", ("['gpu:0']", "['cpu:0', 'cpu:1']")),
         ("outside", ("made outside", "unsharded")),
         ("nested", ("leave the model_parallel",)),
         ("batch", ("batch of 3", "2 devices")),

@@ -6,7 +6,9 @@ import itertools
 import math
 import os
 import signal
+import sys
 import time
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -17,6 +19,9 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.debug import CommDebugMode
 
 from keras_megatron import parallel
+
+sys.path.append(str(Path(__file__).parents[2] / "tools"))
+import checkpoint_matrix
 
 
 def equality(folder, data: str) -> dict:
@@ -56,8 +61,11 @@ def _difference(actual, expected) -> float:
 
 
 def _predict(model, task: str) -> list:
-    outputs = model.predict(models.data(task)[0], batch_size=models.BATCH, verbose=0)
-    return keras.tree.flatten(outputs)
+    """Return what is predicted for all samples, for a rest of three, and for one alone."""
+    x = models.data(task)[0]
+    rest, one = (keras.tree.map_structure(lambda a, n=n: a[:n], x) for n in (3, 1))
+    outputs = [model.predict(rows, batch_size=models.BATCH, verbose=0) for rows in (x, rest)]
+    return keras.tree.flatten([*outputs, model.logits(one)])
 
 
 def _shares(model, distribution) -> dict:
@@ -219,6 +227,12 @@ def load(folder) -> dict:
     return wrong
 
 
+def matrix(folder) -> None:
+    """Save as a cell of tools/checkpoint_matrix.py does."""
+    (folder / "torch 2").mkdir(exist_ok=True)
+    checkpoint_matrix.work(folder, "save", 2, ["torch 2"])
+
+
 def errors(folder) -> dict:
     """Return the messages of what must not run."""
     messages = {}
@@ -234,6 +248,8 @@ def errors(folder) -> dict:
     outside = models.build("TextClassifier")
     models.compile_(outside)
     with noting("devices"), parallel.model_parallel(model=3):
+        pass
+    with noting("other devices"), parallel.model_parallel(devices=["gpu:0"]):
         pass
     with parallel.model_parallel(data=2):
         with noting("outside"):
