@@ -7,7 +7,7 @@ from tensorflow.experimental import dtensor
 
 def backend_mesh(device_mesh) -> dtensor.Mesh:
     """Return DTensor's mesh of Keras's `DeviceMesh`."""
-    devices = [device.upper() for device in device_mesh.devices.flatten()]
+    devices = [device.upper().replace("CUDA", "GPU") for device in device_mesh.devices.flatten()]
     return dtensor.create_mesh(
         list(zip(device_mesh.axis_names, device_mesh.shape, strict=True)), devices=devices
     )
@@ -23,12 +23,11 @@ def split(value, layout: dtensor.Layout) -> tf.Tensor:
     Returns:
         A DTensor.
     """
-    value = np.asarray(value)
-    with tf.device("CPU:0"):
-        parts = [
-            tf.constant(value[_part(value.shape, layout, place)])
-            for place in layout.mesh.local_device_locations()
-        ]
+    value, parts = np.asarray(value), []
+    places = layout.mesh.local_device_locations()
+    for device, place in zip(layout.mesh.local_devices(), places, strict=True):
+        with tf.device(device):
+            parts.append(tf.constant(value[_part(value.shape, layout, place)]))
     return dtensor.pack(parts, layout)
 
 

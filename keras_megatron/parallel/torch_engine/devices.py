@@ -73,11 +73,26 @@ def initialize(job_addresses=None, num_processes=None, process_id=None) -> None:
     # What is no matter of the devices, such as comparing batches, goes over the network.
     backend = "cpu:gloo,cuda:nccl" if device_type() == "cuda" else "gloo"
     if device_type() == "cuda":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        _use_own_gpu()
     if "WORLD_SIZE" in os.environ:
         dist.init_process_group(backend, timeout=timeout())
     else:  # started without torchrun: the only process
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+
+
+def _use_own_gpu() -> None:
+    """Have this process use the GPU of its number among the processes of this machine.
+
+    Raises:
+        ValueError: there are fewer GPUs than processes.
+    """
+    process, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    if process >= gpus:
+        raise ValueError(
+            f"process {process} of this machine has no GPU, because there are {gpus}: start fewer "
+            "processes, or set KERAS_TORCH_DEVICE=cpu"
+        )
+    torch.cuda.set_device(process)
 
 
 def share_randomness() -> None:
@@ -131,7 +146,13 @@ def _split_axes(device_mesh: keras.distribution.DeviceMesh) -> list[tuple[str, i
 
 def _to_backend_mesh(device_mesh: keras.distribution.DeviceMesh) -> DeviceMesh:
     names, sizes = zip(*_split_axes(device_mesh), strict=True)
-    ranks = [int(str(name).split(":")[-1]) for name in device_mesh.devices.flatten()]
+    devices = [str(name).lower().replace("cuda", "gpu") for name in device_mesh.devices.flatten()]
+    if sorted(devices) != sorted(list_devices()):
+        raise ValueError(
+            f"the devices {devices} are not those of the processes, {list_devices()}: name each of "
+            "them once, or leave devices out"
+        )
+    ranks = [int(name.split(":")[-1]) for name in devices]
     mesh = DeviceMesh(device_type(), torch.tensor(ranks).reshape(sizes), mesh_dim_names=names)
     for group in mesh.get_all_groups():
         _set_pg_timeout(timeout(), group)
