@@ -165,21 +165,23 @@ def draw_losses(found: dict[str, dict], above, below) -> None:
     import numpy as np
 
     colors = dict(zip(several_devices.BACKENDS, ("C0", "C3", "C1"), strict=True))
+    widths = dict(zip(several_devices.BACKENDS, (6, 3.5, 1.5), strict=True))  # to see them all
     styles = {1: "-", 2: "--", 4: ":"}
     steps = np.arange(1, STEPS + 1)
     reference = np.array(found["{} {}".format(*REFERENCE)]["losses"])
-    above.plot(steps, reference, color="0.85", linewidth=8, solid_capstyle="round")
     for backend, color in colors.items():
         for devices, style in styles.items():
             values = np.array(found[f"{backend} {devices}"]["losses"])
             data, model = MESHES[devices]
             mesh = "one device" if devices == 1 else f"{data}x{model}"
-            above.plot(steps, values, style, color=color, label=f"{backend}, {mesh}")
+            look = {"color": color, "linestyle": style}
+            above.plot(steps, values, linewidth=widths[backend], label=f"{backend}, {mesh}", **look)
             if (backend, devices) != REFERENCE:
                 difference = np.maximum(np.abs(values - reference), 1e-8)
-                below.semilogy(steps, difference, style, color=color)
+                below.semilogy(steps, difference, **look)
     above.set(title="Masked LM: loss of each step, nine runs", ylabel="loss")
     above.legend(ncols=3, fontsize=7.5, loc="upper right")
+    above.set_ylim(top=reference.max() + 0.4 * np.ptp(reference))  # room for the legend
     above.tick_params(labelbottom=False)
     below.axhline(1e-5, color="0.5", linewidth=1)
     below.annotate("1e-5", (1, 1e-5), textcoords="offset points", xytext=(0, 3), color="0.4")
