@@ -36,7 +36,7 @@ def run(
         command = [*start, *command]
     command = [sys.executable, *command]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1500)
 
 
 def results(folder: Path, processes: int) -> list[dict]:
