@@ -57,7 +57,9 @@ def model_parallel(
         if layout_map is None:
             mesh = make_mesh(model, data, devices)
             layout_map = megatron_layout_map(mesh, sequence_parallel=sequence_parallel)
-        distribution = MegatronParallel(layout_map, batch_dim_name=_batch_axis(layout_map))
+        distribution = MegatronParallel(
+            layout_map, batch_dim_name=batch_axis(layout_map.device_mesh)
+        )
         with (
             distribution.scope(),
             refuse_unsharded(distribution),
@@ -88,6 +90,6 @@ def make_mesh(
     return keras.distribution.DeviceMesh((data, model), AXES, np.array(devices))
 
 
-def _batch_axis(layout_map: keras.distribution.LayoutMap) -> str:
-    names = layout_map.device_mesh.axis_names
-    return "batch" if "batch" in names else names[0]
+def batch_axis(mesh: keras.distribution.DeviceMesh) -> str:
+    """Return the name of the axis that batches are split over: `batch`, else the first."""
+    return "batch" if "batch" in mesh.axis_names else mesh.axis_names[0]

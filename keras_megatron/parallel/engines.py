@@ -28,6 +28,11 @@ class Engine:
         """Have variables and batches laid out as a distribution says."""
         yield
 
+    def local_shape(self, variable: keras.Variable) -> tuple[int, ...]:
+        """Return the shape of what a device holds of a variable, which may be all of it."""
+        shards = getattr(variable.value, "addressable_shards", None)
+        return tuple(shards[0].data.shape if shards else variable.shape)
+
 
 @functools.cache
 def engine() -> Engine:

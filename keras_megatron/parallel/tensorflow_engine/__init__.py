@@ -10,6 +10,7 @@ its like, would be computed there as a whole: that is an error.
 import contextlib
 from collections.abc import Iterator
 
+import keras
 from keras.src.backend.tensorflow import core, distribution_lib, numpy, random
 from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
 from keras.src.optimizers import base_optimizer
@@ -70,3 +71,9 @@ class TensorFlowEngine(Engine):
             drop = operations.dropout(random.dropout, mesh)
             stack.enter_context(patched(random, dropout=drop))
             yield
+
+    def local_shape(self, variable: keras.Variable) -> tuple[int, ...]:
+        """Return the shape of what a device holds of a variable, which may be all of it."""
+        value = variable.value
+        parts = value.parts() if isinstance(value, ShardedVariable) else [value]
+        return tuple(parts[0].shape)

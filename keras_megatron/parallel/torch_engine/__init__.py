@@ -3,8 +3,10 @@
 import contextlib
 from collections.abc import Iterator
 
+import keras
 import keras.src.backend
 from keras.src.distribution import distribution_lib
+from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.experimental import implicit_replication
 
 from keras_megatron.parallel.engines import Engine
@@ -54,3 +56,8 @@ class TorchEngine(Engine):
             files_written_once(),
         ):
             yield
+
+    def local_shape(self, variable: keras.Variable) -> tuple[int, ...]:
+        """Return the shape of what this process holds of a variable, which may be all of it."""
+        value = variable.value
+        return tuple(value.to_local().shape if isinstance(value, DTensor) else value.shape)

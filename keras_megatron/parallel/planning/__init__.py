@@ -1,0 +1,5 @@
+"""What a training step needs on each device and sends between devices, before there are any."""
+
+from keras_megatron.parallel.planning.plans import Plan, Workload, make_plans
+
+__all__ = ["Plan", "Workload", "make_plans"]
