@@ -24,7 +24,7 @@ _WHOLE = {
     r"(.*/)?position_embedding/.*": "small table, of positions",
     r"(.*/)?segment_embedding/.*": "small table, of segments",
     r"(.*/)?\w*lora_\w+": "the part of a low-rank adapter that has no split axis",
-    r"(.*/)?\w+_(scale|zero)": "scales of outputs that every device has",
+    r"(.*/)?(\w+_(scale|zero)|g_idx)": "scales, of what has no split axis",
     r"(.*/)?pooled_dense/.*": "pooler, of a sample's first position alone",
     r"(.*/)?mlm_head/dense/.*": "the head's dense layer, of masked positions alone",
     r"(.*/)?(classifier|qa_outputs|binary_head)/.*": "small head",

@@ -7,20 +7,18 @@ import json
 import os
 
 import keras
-from sharded_models import build
-
-from keras_megatron import parallel
 
 CASES = ("plain", "lora", "int8", "int4")
 DEVICES = 2 if keras.backend.backend() == "torch" else 4
 
+if keras.backend.backend() == "tensorflow":  # JAX and torchrun are told by the environment
+    from keras_megatron.parallel.tensorflow_engine import make_cpu_devices
 
-def make_devices() -> None:
-    """Have four CPU devices; JAX and torchrun are told by the environment."""
-    if keras.backend.backend() == "tensorflow":
-        from keras_megatron.parallel.tensorflow_engine import make_cpu_devices
+    make_cpu_devices(DEVICES)
 
-        make_cpu_devices(DEVICES)
+from sharded_models import build  # noqa: E402
+
+from keras_megatron import parallel  # noqa: E402
 
 
 def described() -> dict:
@@ -41,7 +39,6 @@ def described() -> dict:
 
 
 if __name__ == "__main__":
-    make_devices()
     report = described()
     if os.environ.get("RANK", "0") == "0":
         print(json.dumps(report))

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -76,8 +77,8 @@ class Workload:
                 f"a sequence of {self.sequence} tokens is longer than the {positions} positions of "
                 f"{self.name}"
             )
-        dtype = keras.dtype_policies.get(self.dtype).compute_dtype  # refuses what is no policy
-        if "float" not in dtype or "float8" in dtype:
+        policy = keras.dtype_policies.get(self.dtype)  # refuses what is no policy
+        if policy.quantization_mode or "float" not in policy.compute_dtype:
             raise ValueError(f"dtype must be one to train in, such as bfloat16, not {self.dtype!r}")
 
     @property
@@ -196,7 +197,7 @@ def _compiled(requests: list[dict], devices: int) -> Iterator[dict]:
     """Compile in a new process whose JAX has as many devices.
 
     Raises:
-        ValueError: JAX is not installed, or the process failed; with the last line that it said.
+        ValueError: JAX is not installed, or the process failed; with the error that it reports.
     """
     if importlib.util.find_spec("jax") is None:
         raise ValueError(
@@ -219,8 +220,10 @@ def _compiled(requests: list[dict], devices: int) -> Iterator[dict]:
             yield from map(json.loads, process.stdout)
         if process.returncode:
             stderr.seek(0)
-            said = stderr.read().strip().splitlines() or ["it said nothing"]
-            raise ValueError(f"the step could not be compiled: {said[-1]}")
+            lines = stderr.read().splitlines()
+            said = [line for line in lines if re.match(r"[\w.]+(Error|Exception): ", line)]
+            why = said[-1] if said else "it did not say why"
+            raise ValueError(f"the step could not be compiled: {why}")
 
 
 def _plan(workload: Workload, fewer: dict, more: dict) -> Plan:

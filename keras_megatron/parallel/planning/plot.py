@@ -13,7 +13,8 @@ def plot_plans(plans: Sequence[Plan]) -> bytes:
     """Draw plans as a PNG: a column of two panels for each model.
 
     Args:
-        plans: of one or more models, on one or more meshes each.
+        plans: of one or more models, on one or more meshes each; of one sequence length and dtype,
+            and of one batch, for all devices or for each copy of the model.
 
     Returns:
         The file's bytes.
@@ -41,12 +42,14 @@ def plot_plans(plans: Sequence[Plan]) -> bytes:
             axes.spines[["top", "right"]].set_visible(False)
     panels[0, 0].set_ylabel("memory of a device, GB")
     panels[1, 0].set_ylabel("arrays sent a step, GB")
-    for axes in panels[:, 0]:
-        handles, labels = axes.get_legend_handles_labels()
-        order = slice(None, None, -1) if axes is panels[0, 0] else slice(None)  # as they stand
-        panels[list(panels[:, 0]).index(axes), -1].legend(
-            handles[order], labels[order], frameon=False, fontsize="small"
-        )
+    # The smallest model is usually the first, and its panels have room.
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    style = {"frameon": False, "fontsize": "small"}
+    panels[0, 0].legend(handles[::-1], labels[::-1], loc="upper right", **style)  # as they stand
+    panels[1, 0].legend(loc="upper left", **style)
+    if len(models) == 1:
+        for axes in panels[:, 0]:
+            axes.margins(y=0.5)
     figure.suptitle(_title(plans), fontsize="medium", x=0.01, ha="left")
     image = io.BytesIO()
     figure.savefig(image, format="png", dpi=120)
@@ -67,13 +70,13 @@ def _draw_memory(axes, plans: Sequence[Plan]) -> None:
         facecolor="none",
         edgecolor="C3",
         linestyle=":",
-        label="more, on a CPU",
+        label="activations, at most",
     )
 
 
 def _draw_communication(axes, plans: Sequence[Plan]) -> None:
     series = (
-        ("layers' blocks", [plan.sent_along("model", layers=True)[1] for plan in plans]),
+        ("transformer layers", [plan.sent_along("model", layers=True)[1] for plan in plans]),
         ("table, head, loss", [plan.sent_along("model", layers=False)[1] for plan in plans]),
         ("gradients", [plan.sent_along("data")[1] for plan in plans]),
     )
@@ -82,17 +85,19 @@ def _draw_communication(axes, plans: Sequence[Plan]) -> None:
         heights = [size / _GIGA for size in sizes]
         axes.bar(range(len(plans)), heights, 0.7, bottoms, color=f"C{index + 4}", label=label)
         bottoms = [low + height for low, height in zip(bottoms, heights, strict=True)]
-    expected = [plan.expected[1] / _GIGA for plan in plans]
-    axes.plot(
-        range(len(plans)), expected, "k_", markersize=22, markeredgewidth=2, label="paper's layers"
-    )
+    expected = [
+        (place, plan.expected[1] / _GIGA)
+        for place, plan in enumerate(plans)
+        if plan.workload.model > 1
+    ]
+    if expected:
+        axes.plot(*zip(*expected, strict=True), "k_", ms=22, mew=2, label="layers, by the paper")
 
 
 def _title(plans: Sequence[Plan]) -> str:
     works = [plan.workload for plan in plans]
-    batches = {work.batch // work.data for work in works}
-    batch = f"{batches.pop()} sequences a copy of the model" if len(batches) == 1 else "a batch"
-    if len(batches) and len({work.batch for work in works}) == 1:
+    if len({work.batch for work in works}) == 1:
         batch = f"a batch of {works[0].batch} sequences"
-    tokens = " and ".join(str(size) for size in sorted({work.sequence for work in works}))
-    return f"A training step: {batch}, {tokens} tokens each, {works[0].dtype}"
+    else:
+        batch = f"{works[0].batch // works[0].data} sequences a copy of the model"
+    return f"A training step: {batch}, {works[0].sequence} tokens each, {works[0].dtype}"

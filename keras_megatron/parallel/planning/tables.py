@@ -60,8 +60,8 @@ def _communication(plans: Sequence[Plan]) -> str:
             str(plan.workload.batch),
             _arrays(*plan.sent_along("model", layers=True)),
             _arrays(*plan.expected),
-            _arrays(*plan.sent_along("model", layers=False)),
-            _arrays(*plan.sent_along("data")),
+            amount(plan.sent_along("model", layers=False)[1]),
+            amount(plan.sent_along("data")[1]),
         )
     return as_text(table)
 
