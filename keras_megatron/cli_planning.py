@@ -36,7 +36,8 @@ def plan(
     """Say what training needs on each device, and what it sends, before there are devices.
 
     JAX compiles the step for devices that exist in name only; no weight is ever made. That takes
-    half a minute for each model and mesh.
+    half a minute for each model and mesh. Gradient checkpointing is not planned for: XLA on CPUs,
+    which compiles here, undoes it.
     """
     for path in filter(None, (to_json, plot)):
         if not path.parent.is_dir():
