@@ -2,8 +2,9 @@
 
 import keras
 
-# On PyTorch Keras puts a class of its own in the place of `keras.optimizers.AdamW`.
-_KerasAdamW = type(keras.optimizers.AdamW())
+# On PyTorch Keras puts a class of its own in the place of `keras.optimizers.AdamW`. No optimizer is
+# made to see it: its variables would start JAX, whose processes must be connected before.
+_KerasAdamW = type(keras.optimizers.AdamW.__new__(keras.optimizers.AdamW))
 
 
 @keras.saving.register_keras_serializable(package="keras_megatron")

@@ -101,13 +101,17 @@ def adamw(
     Raises:
         ValueError: a number is out of range.
     """
-    if weight_decay < 0:
-        raise ValueError(f"weight_decay must not be negative, but is {weight_decay}")
+    _check_weight_decay(weight_decay)
     schedule = linear_schedule(learning_rate, total_steps, warmup, floor)
     optimizer = DenseAdamW(schedule, weight_decay=weight_decay, epsilon=1e-8, global_clipnorm=clip)
     # Keras searches for this in the names of variables; on TensorFlow they may end in ":0".
     optimizer.exclude_from_weight_decay(var_names=[r"(^|/)(bias|gamma|beta)(:\d+)?$"])
     return optimizer
+
+
+def _check_weight_decay(weight_decay: float) -> None:
+    if weight_decay < 0:
+        raise ValueError(f"weight_decay must not be negative, but is {weight_decay}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +141,9 @@ class Recipe:
         for name in ("batch_size", "epochs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        self.optimizer(total_steps=1)  # refuses the others
+        # An optimizer would check both, but has variables, which would start JAX at import.
+        self.schedule(total_steps=1)
+        _check_weight_decay(self.weight_decay)
 
     def schedule(self, total_steps: int) -> LinearWarmupDecay:
         """Make the learning rates of so many steps."""

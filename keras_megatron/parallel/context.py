@@ -8,6 +8,7 @@ import numpy as np
 
 from keras_megatron.parallel.distribution import MegatronParallel
 from keras_megatron.parallel.engines import engine
+from keras_megatron.parallel.filling import filled_batches
 from keras_megatron.parallel.guard import refuse_unsharded
 from keras_megatron.parallel.rules import layout_map as megatron_layout_map
 
@@ -62,8 +63,9 @@ def model_parallel(
         )
         with (
             distribution.scope(),
-            refuse_unsharded(distribution),
             backend_engine.active(distribution),
+            refuse_unsharded(distribution),
+            filled_batches(distribution),
         ):
             yield distribution
 

@@ -8,15 +8,13 @@ import keras
 
 
 class Engine:
-    """What a backend needs beside Keras's own; on JAX nothing.
+    """What a backend needs beside Keras's own; nothing where Keras has all.
 
     Attributes:
         more_devices: how to get more devices, for an error.
     """
 
-    more_devices = (
-        "give other numbers; on a CPU, XLA_FLAGS=--xla_force_host_platform_device_count=N makes N"
-    )
+    more_devices = "give other numbers"
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
@@ -43,7 +41,9 @@ def engine() -> Engine:
     """
     backend = keras.backend.backend()
     if backend == "jax":
-        return Engine()
+        from keras_megatron.parallel.jax_engine import JaxEngine
+
+        return JaxEngine()
     if backend == "torch":
         from keras_megatron.parallel.torch_engine import TorchEngine
 

@@ -5,15 +5,16 @@ from collections.abc import Iterator
 
 import keras
 import keras.src.backend
+import torch.distributed as dist
 from keras.src.distribution import distribution_lib
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.experimental import implicit_replication
 
 from keras_megatron.parallel.engines import Engine
 from keras_megatron.parallel.patching import patched
+from keras_megatron.parallel.saving import files_written_once
 from keras_megatron.parallel.torch_engine import devices
 from keras_megatron.parallel.torch_engine.ops import sharded_operations
-from keras_megatron.parallel.torch_engine.saving import files_written_once
 from keras_megatron.parallel.torch_engine.steps import sharded_batches
 from keras_megatron.parallel.torch_engine.variables import sharded_variables
 
@@ -53,7 +54,7 @@ class TorchEngine(Engine):
             sharded_variables(distribution),
             sharded_operations(),
             sharded_batches(distribution),
-            files_written_once(),
+            files_written_once(devices.process_id(), dist.barrier),
         ):
             yield
 

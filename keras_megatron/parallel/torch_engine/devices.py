@@ -4,7 +4,6 @@ Keras has one such module a backend, `keras.src.backend.distribution_lib`, and n
 of 3.15. The names of the functions without a docstring's "Args" are Keras's.
 """
 
-import datetime
 import os
 import random
 from typing import NamedTuple
@@ -19,9 +18,7 @@ from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
 from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.distributed.tensor import DeviceMesh, DTensor, Placement, Replicate, Shard
 
-# A process that is killed closes its connections, which the others notice at once; one that hangs
-# is given up after so many seconds.
-TIMEOUT_VARIABLE, TIMEOUT = "KERAS_MEGATRON_TIMEOUT", 50
+from keras_megatron.parallel.waiting import waiting_time
 
 
 class Layout(NamedTuple):
@@ -34,22 +31,6 @@ class Layout(NamedTuple):
 def device_type() -> str:
     """Return what PyTorch calls the kind of device that Keras uses."""
     return torch.device(core.get_device()).type
-
-
-def timeout() -> datetime.timedelta:
-    """Return how long a process waits for another one.
-
-    Raises:
-        ValueError: the environment says something that is no positive number.
-    """
-    text = os.environ.get(TIMEOUT_VARIABLE, str(TIMEOUT))
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not seconds > 0:
-        raise ValueError(f"{TIMEOUT_VARIABLE} must be a positive number of seconds, not {text!r}")
-    return datetime.timedelta(seconds=seconds)
 
 
 def initialize(job_addresses=None, num_processes=None, process_id=None) -> None:
@@ -75,7 +56,7 @@ def initialize(job_addresses=None, num_processes=None, process_id=None) -> None:
     if device_type() == "cuda":
         _use_own_gpu()
     if "WORLD_SIZE" in os.environ:
-        dist.init_process_group(backend, timeout=timeout())
+        dist.init_process_group(backend, timeout=waiting_time())
     else:  # started without torchrun: the only process
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
 
@@ -155,7 +136,7 @@ def _to_backend_mesh(device_mesh: keras.distribution.DeviceMesh) -> DeviceMesh:
     ranks = [int(name.split(":")[-1]) for name in devices]
     mesh = DeviceMesh(device_type(), torch.tensor(ranks).reshape(sizes), mesh_dim_names=names)
     for group in mesh.get_all_groups():
-        _set_pg_timeout(timeout(), group)
+        _set_pg_timeout(waiting_time(), group)
     return mesh
 
 

@@ -12,6 +12,7 @@ from keras.src.backend.torch import core
 from torch.distributed.tensor import DTensor
 
 from keras_megatron.parallel.patching import patched
+from keras_megatron.parallel.saving import is_discarding
 from keras_megatron.parallel.torch_engine.devices import (
     Layout,
     backend_layout,
@@ -99,21 +100,6 @@ def whole(value):
 
 
 _convert_to_numpy = core.convert_to_numpy
-_discarding = False
-
-
-@contextlib.contextmanager
-def discarded_arrays() -> Iterator[None]:
-    """Have `convert_to_numpy` give empty arrays for DTensors, where nobody looks at them.
-
-    The process still takes part in putting them together for another process.
-    """
-    global _discarding
-    _discarding = True
-    try:
-        yield
-    finally:
-        _discarding = False
 
 
 def convert_to_numpy(x) -> np.ndarray:
@@ -124,4 +110,4 @@ def convert_to_numpy(x) -> np.ndarray:
     if not isinstance(value, DTensor):
         return _convert_to_numpy(x)
     value = whole(value)
-    return _convert_to_numpy(value.new_empty(0) if _discarding else value)
+    return _convert_to_numpy(value.new_empty(0) if is_discarding() else value)

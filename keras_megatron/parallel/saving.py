@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import keras_hub
-import torch.distributed as dist
 from keras.src import callbacks
 from keras.src.callbacks import backup_and_restore, model_checkpoint
 from keras.src.saving import saving_lib
@@ -18,8 +17,29 @@ from keras.src.utils import file_utils
 
 from keras_megatron.backbone import MegatronBertBackbone
 from keras_megatron.parallel.patching import patched
-from keras_megatron.parallel.torch_engine.variables import discarded_arrays
 from keras_megatron.tasks.task import MegatronBertTask
+
+_discarding = False
+
+
+@contextlib.contextmanager
+def discarded_arrays() -> Iterator[None]:
+    """Have an engine's `convert_to_numpy` give empty arrays for what is split over processes.
+
+    The process still takes part in putting them together for another process.
+    """
+    global _discarding
+    _discarding = True
+    try:
+        yield
+    finally:
+        _discarding = False
+
+
+def is_discarding() -> bool:
+    """Say whether nobody looks at arrays that this process puts together."""
+    return _discarding
+
 
 # What writes a model: a function or method of (model, path, ...), and how the other processes take
 # part in putting weights together. Exporting reshapes them, so they must be there.
@@ -40,25 +60,31 @@ _CALLBACKS = (
 
 
 @contextlib.contextmanager
-def files_written_once() -> Iterator[None]:
-    """Have models saved by process 0 alone; each process calls the method, as before."""
+def files_written_once(process: int, barrier: Callable[[], None]) -> Iterator[None]:
+    """Have models saved by process 0 alone; each process calls the method, as before.
+
+    Args:
+        process: which one this is.
+        barrier: waits until every process has called it.
+    """
     with contextlib.ExitStack() as stack:
         for owner, name, others in _WRITERS:
-            write = _written_once(getattr(owner, name), others)
+            write = _written_once(getattr(owner, name), others, process, barrier)
             stack.enter_context(patched(owner, **{name: write}))
         for owner, name in _CALLBACKS:
-            stack.enter_context(patched(owner, **{name: _in_step(getattr(owner, name))}))
-        if dist.get_rank() > 0:
+            write = _in_step(getattr(owner, name), barrier)
+            stack.enter_context(patched(owner, **{name: write}))
+        if process > 0:
             for module in (backup_and_restore, model_checkpoint):
                 stack.enter_context(patched(module, file_utils=_ReadOnlyFiles()))
         yield
 
 
-def _in_step(method: Callable) -> Callable:
+def _in_step(method: Callable, barrier: Callable[[], None]) -> Callable:
     @functools.wraps(method)
     def in_step(*args, **kwargs):
         result = method(*args, **kwargs)
-        dist.barrier()
+        barrier()
         return result
 
     return in_step
@@ -67,7 +93,9 @@ def _in_step(method: Callable) -> Callable:
 _writing = False
 
 
-def _written_once(write: Callable, others: Callable) -> Callable:
+def _written_once(
+    write: Callable, others: Callable, process: int, barrier: Callable[[], None]
+) -> Callable:
     """Have process 0 write and the others wait until it is done.
 
     A file appears when it is complete, so that a run that is killed leaves the one before.
@@ -75,6 +103,8 @@ def _written_once(write: Callable, others: Callable) -> Callable:
     Args:
         write: a function of (model, path, ...).
         others: makes the context in which other processes write, to a folder that is removed.
+        process: as of `files_written_once`.
+        barrier: as of `files_written_once`.
     """
     signature = inspect.signature(write)
     name = list(signature.parameters)[1]  # of the path
@@ -94,7 +124,7 @@ def _written_once(write: Callable, others: Callable) -> Callable:
 
         _writing = True
         try:
-            if dist.get_rank() > 0:
+            if process > 0:
                 with tempfile.TemporaryDirectory() as folder, others():
                     write_to(Path(folder) / Path(path).name)
             elif os.path.isdir(path) or not Path(path).suffix or file_utils.is_remote_path(path):
@@ -103,7 +133,7 @@ def _written_once(write: Callable, others: Callable) -> Callable:
                 _write_then_move(write_to, Path(path))
         finally:
             _writing = False
-        dist.barrier()
+        barrier()
 
     return write_once
 

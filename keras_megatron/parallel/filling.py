@@ -1,0 +1,60 @@
+"""Answers for any number of rows: rows are repeated until the devices have as many each."""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Mapping
+
+import keras
+import numpy as np
+
+from keras_megatron.parallel.patching import patched
+from keras_megatron.tasks.samples import as_columns
+from keras_megatron.tasks.task import MegatronBertTask
+
+
+@contextlib.contextmanager
+def filled_batches(distribution) -> Iterator[None]:
+    """Have `predict`, and what tasks answer, take numbers of rows that the devices do not divide.
+
+    Training and evaluation refuse them: a row that is repeated would count twice.
+    """
+    multiple = distribution.axis_size(distribution.batch_dim_name)
+    with (
+        patched(MegatronBertTask, predict=_filled(MegatronBertTask.predict, multiple)),
+        patched(keras.Model, predict_on_batch=_filled(keras.Model.predict_on_batch, multiple)),
+    ):
+        yield
+
+
+def _filled(method: Callable, multiple: int) -> Callable:
+    @functools.wraps(method)
+    def filled(self, x=None, *args, **kwargs):
+        rows = _rows(x)
+        missing = -rows % multiple
+        if not missing:
+            return method(self, x, *args, **kwargs)
+        outputs = method(self, _with_last_repeated(x, missing), *args, **kwargs)
+        if any(len(output) != rows + missing for output in keras.tree.flatten(outputs)):
+            raise ValueError(
+                f"{rows} samples make more rows than samples: give a multiple of {multiple}"
+            )
+        return keras.tree.map_structure(lambda output: output[:rows], outputs)
+
+    return filled
+
+
+def _rows(x) -> int:
+    """Return the number of rows of columns; 0 for what is none, such as a dataset."""
+    columns = x.values() if isinstance(x, Mapping) else as_columns(x)
+    lengths = {len(c) if isinstance(c, list | np.ndarray) else 0 for c in columns}
+    return lengths.pop() if len(lengths) == 1 else 0  # a task says what is wrong with others
+
+
+def _with_last_repeated(x, times: int):
+    if isinstance(x, Mapping):
+        return {name: _with_last_repeated(column, times) for name, column in x.items()}
+    if isinstance(x, tuple):
+        return tuple(_with_last_repeated(column, times) for column in x)
+    if isinstance(x, list):
+        return x + x[-1:] * times
+    return np.concatenate([x, np.repeat(x[-1:], times, axis=0)])
