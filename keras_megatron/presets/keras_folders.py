@@ -1,5 +1,6 @@
 """KerasHub's loader of Keras preset folders, which shares heads between this package's tasks."""
 
+import contextlib
 import inspect
 
 import keras
@@ -8,12 +9,14 @@ from keras_hub.src.utils.preset_utils import (
     TASK_CONFIG_FILE,
     TASK_WEIGHTS_FILE,
     KerasPresetLoader,
+    PresetLoader,
     check_config_class,
     check_file_exists,
     get_file,
     load_json,
 )
 
+from keras_megatron.checkpoints.padded_vocabulary import check_rows, padded_variables
 from keras_megatron.tasks.labels import check_class_count
 from keras_megatron.tasks.preprocessor import MegatronBertPreprocessor
 from keras_megatron.tasks.task import MegatronBertTask
@@ -22,13 +25,32 @@ from keras_megatron.tasks.task import MegatronBertTask
 _SHARED = ("mlm_head/", "binary_head/")
 
 
+def backbone_arguments(self, **kwargs) -> tuple[dict, dict]:
+    """Return what a task gives to its backbone, and the rest; a method of preset loaders.
+
+    Beside KerasHub's that is `vocabulary_size`, for a table with more rows than the preset's.
+    """
+    arguments, rest = PresetLoader.get_backbone_kwargs(self, **kwargs)
+    if "vocabulary_size" in rest:
+        arguments["vocabulary_size"] = rest.pop("vocabulary_size")
+    return arguments, rest
+
+
 class MegatronBertKerasLoader(KerasPresetLoader):
-    """Loads Keras presets as KerasHub does, with two differences for this package's classes.
+    """Loads Keras presets as KerasHub does, with three differences for this package's classes.
 
     A task takes from another task's preset the heads that both have: a masked language model and a
-    next-sentence predictor from a pretrainer's, for instance. And a preprocessor made for another
-    task than the preset's makes as many tokens as the model has positions.
+    next-sentence predictor from a pretrainer's, for instance. A preprocessor made for another
+    task than the preset's makes as many tokens as the model has positions. `vocabulary_size` may
+    be larger than the preset's: rows beyond are never predicted.
     """
+
+    get_backbone_kwargs = backbone_arguments
+
+    def load_backbone(self, cls: type, load_weights: bool, **kwargs):
+        """Build the backbone; `kwargs` go before what the preset says."""
+        with self._vocabulary(kwargs):
+            return super().load_backbone(cls, load_weights, **kwargs)
 
     def load_task(self, cls: type, load_weights: bool, load_task_weights: bool, **kwargs):
         """Build a task; its head is loaded too where the preset has it."""
@@ -36,8 +58,14 @@ class MegatronBertKerasLoader(KerasPresetLoader):
         if "num_classes" in parameters and not self._has(cls, TASK_CONFIG_FILE):
             check_class_count(None, kwargs.get("num_classes"))  # before weights are read
         stored = self._other_task(cls)
-        if stored is None:
-            return super().load_task(cls, load_weights, load_task_weights, **kwargs)
+        with self._vocabulary(kwargs):
+            if stored is None:
+                return super().load_task(cls, load_weights, load_task_weights, **kwargs)
+            return self._load_other(cls, stored, load_weights, load_task_weights, **kwargs)
+
+    def _load_other(self, cls, stored, load_weights, load_task_weights, **kwargs):
+        """Build a task of class `cls` from the preset of a task of class `stored`."""
+        parameters = inspect.signature(cls).parameters
         config = load_json(self.preset, TASK_CONFIG_FILE)["config"]
         if "head_activation" in parameters:
             kwargs.setdefault("head_activation", config.get("head_activation", "gelu"))
@@ -45,6 +73,13 @@ class MegatronBertKerasLoader(KerasPresetLoader):
         if load_weights and load_task_weights and check_file_exists(self.preset, TASK_WEIGHTS_FILE):
             self._share_heads(task, stored, config)
         return task
+
+    def _vocabulary(self, kwargs: dict) -> contextlib.AbstractContextManager:
+        """Let weights be loaded into a larger vocabulary, if `kwargs` ask for one."""
+        if "vocabulary_size" not in kwargs:
+            return contextlib.nullcontext()
+        check_rows(kwargs["vocabulary_size"], self.config["config"]["vocabulary_size"])
+        return padded_variables()
 
     def load_preprocessor(self, cls: type, config_file=None, **kwargs):
         """Build a preprocessor, by default for as many tokens as the model has positions."""

@@ -22,9 +22,10 @@ from keras_megatron.checkpoints import (
     load_weights,
     task_arguments,
 )
+from keras_megatron.checkpoints.padded_vocabulary import check_rows
 from keras_megatron.presets.cache import converted_weights
 from keras_megatron.presets.hugging_face import has_tokenizer, local_folder, tokenizer_arguments
-from keras_megatron.presets.keras_folders import MegatronBertKerasLoader
+from keras_megatron.presets.keras_folders import MegatronBertKerasLoader, backbone_arguments
 from keras_megatron.presets.registry import find
 
 MODEL_TYPE = "megatron-bert"
@@ -65,6 +66,8 @@ class MegatronBertPresetLoader(PresetLoader):
             return self._converted().load_backbone(cls, load_weights, **kwargs)
         if load_weights:
             self._check()
+        if "vocabulary_size" in kwargs:
+            check_rows(kwargs["vocabulary_size"], backbone_config(self.config)["vocabulary_size"])
         if self.config.get("is_decoder") and not self._for_task:
             warnings.warn(
                 f"{self.preset} holds a decoder (is_decoder is true), but the backbone looks both "
@@ -103,6 +106,8 @@ class MegatronBertPresetLoader(PresetLoader):
         if with_head:
             self._fill(task)
         return task
+
+    get_backbone_kwargs = backbone_arguments
 
     def load_preprocessor(self, cls: type, config_file: str | None = None, **kwargs):
         """Build a preprocessor for as many tokens as the model has positions."""

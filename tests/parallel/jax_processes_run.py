@@ -4,8 +4,6 @@ Keras's environment variables say which process it is. What the checks return is
 FOLDER/PROCESS.json; arguments of a check follow a colon.
 """
 
-import contextlib
-import hashlib
 import json
 import os
 import signal
@@ -41,58 +39,55 @@ def fit(model: keras.Model, epochs: int = 1, callbacks=()) -> list[float]:
     return losses.values
 
 
-def training(folder: Path) -> dict:
-    """Fit, evaluate and predict on raw texts, a number of these that no mesh divides."""
-    model = masked_lm()
-    seen = {"losses": fit(model), "evaluated": model.evaluate(TEXTS, verbose=0)}
-    seen["predicted"] = model.predict(TEXTS[:3], verbose=0).tolist()
-    seen["filled"] = model.fill_mask("it was the [MASK] of times,", top_k=1)[0][0]["score"]
-    return seen
+def answers(model: keras.Model) -> dict:
+    """Evaluate and predict, a number of rows that the mesh does not divide."""
+    ids = {name: array[:3] for name, array in batch("MaskedLM")[0].items()}
+    return {
+        "evaluated": model.evaluate(TEXTS, batch_size=BATCH, verbose=0),
+        "predicted": model.predict(ids, verbose=0).tolist(),
+        "filled": model.fill_mask("it was the [MASK] of times,", top_k=1)[0][0]["score"],
+    }
 
 
-def sharded(folder: Path, data: str) -> dict:
-    """Do the same on the devices of all processes."""
-    # Each process has other random numbers, which must not show.
-    keras.utils.set_random_seed(PROCESS)
-    with parallel.model_parallel(data=int(data)):
-        first = keras.ops.convert_to_numpy(keras.random.uniform((4,)))
-        return {**training(folder), "random": _hash(first)}
-
-
-def _hash(array: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
-
-
-def saving(folder: Path) -> dict:
-    """Train and save in each way, on 2x2 devices; load on 1x4, and go on."""
-    callbacks = [
-        keras.callbacks.ModelCheckpoint(folder / "checkpoint.keras"),
-        keras.callbacks.CSVLogger(folder / f"{PROCESS}.csv"),
-    ]
+def two_by_two(folder: Path) -> dict:
+    """Train on 2x2 devices, answer, and save in each way."""
+    keras.utils.set_random_seed(PROCESS)  # each process has other random numbers: must not show
+    checkpoint = keras.callbacks.ModelCheckpoint(folder / "checkpoint.keras")
     with parallel.model_parallel(data=2):
-        model = masked_lm(seed=3)
-        fit(model, callbacks=callbacks)
+        random = float(keras.random.uniform(()))
+        model = masked_lm()
+        seen = {"random": random, "losses": fit(model, callbacks=[checkpoint]), **answers(model)}
         model.save_weights(folder / "saved.weights.h5")
         model.save_to_preset(str(folder / "preset"))
-        weights = [weight.numpy() for weight in model.weights]
-        slots = [variable.numpy() for variable in model.optimizer.variables]
-        seen = {"loss": float(model.train_on_batch(*batch("MaskedLM"), return_dict=True)["loss"])}
-    seen["left"] = sorted(path.name for path in folder.iterdir() if path.name[0] == ".")
-    with parallel.model_parallel():
-        other = masked_lm(seed=4)
-        other.load_weights(folder / "saved.weights.h5")
-        preset = type(other).from_preset(str(folder / "preset"))
-        loaded = keras.saving.load_model(folder / "checkpoint.keras")
-        for name, model in (("weights", other), ("preset", preset), ("keras", loaded)):
-            seen[name] = _are_equal(model.weights, weights)
-        seen["slots"] = _are_equal(loaded.optimizer.variables, slots)
-        seen["query"] = loaded.backbone.transformer_layers[
-            0
-        ].self_attention.query.kernel.value.sharding.shard_shape((16, 4, 4))
-        seen["loss again"] = float(
-            loaded.train_on_batch(*batch("MaskedLM"), return_dict=True)["loss"]
-        )
+        for name, variables in (("w", model.weights), ("slots", model.optimizer.variables)):
+            values = [variable.numpy() for variable in variables]
+            if PROCESS == 0:
+                np.savez(folder / name, *values)
+        seen["left"] = sorted(path.name for path in folder.iterdir() if path.name[0] == ".")
+        seen["errors"] = _errors(model)
     return seen
+
+
+def one_by_four(folder: Path) -> dict:
+    """Train on 1x4 devices, and load what was saved on 2x2."""
+    weights, slots = ([*np.load(folder / f"{name}.npz").values()] for name in ("w", "slots"))
+    with parallel.model_parallel():
+        model = masked_lm()
+        seen = {"losses": fit(model)}
+        kernel = model.backbone.transformer_layers[0].self_attention.query.kernel.value
+        seen["parts"] = [shard.data.shape for shard in kernel.addressable_shards]
+        model.load_weights(folder / "saved.weights.h5")
+        loaded = keras.saving.load_model(folder / "checkpoint.keras")
+        preset = type(model).from_preset(str(folder / "preset"))
+        seen["loaded"] = [_are_equal(x.weights, weights) for x in (model, loaded, preset)]
+        seen["slots"] = _are_equal(loaded.optimizer.variables, slots)
+    return seen
+
+
+def four_by_one(folder: Path) -> dict:
+    """Train on 4x1 devices."""
+    with parallel.model_parallel(data=4):
+        return {"losses": fit(masked_lm())}
 
 
 def _are_equal(variables: list, values: list) -> bool:
@@ -100,24 +95,18 @@ def _are_equal(variables: list, values: list) -> bool:
     return all(np.array_equal(variable.numpy(), value) for variable, value in pairs)
 
 
-def errors(folder: Path) -> dict:
+def _errors(model: keras.Model) -> dict:
     """Return the messages of what must not run."""
     messages = {}
-
-    @contextlib.contextmanager
-    def noting(name: str):
+    (x, y, weight), value = batch("MaskedLM"), model.weights[0].numpy()
+    for name, call in {
+        "batch": lambda: model.train_on_batch(x, y + PROCESS, weight),
+        "variable": lambda: model.weights[0].assign(value + PROCESS),
+    }.items():
         try:
-            yield
+            call()
         except ValueError as error:
             messages[name] = str(error)
-
-    with parallel.model_parallel(data=2):
-        model = masked_lm()
-        x, y, weight = batch("MaskedLM")
-        with noting("batch"):
-            model.train_on_batch(x, y + PROCESS, weight)
-        with noting("variable"):
-            model.weights[0].assign(model.weights[0].numpy() + PROCESS)
     return messages
 
 
