@@ -13,7 +13,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
-from sharded_models import BATCH, TEXTS, Losses, batch, build, compile_, tokenizer
+from sharded_models import BATCH, TEXTS, Losses, batch, build, compile_, data, tokenizer
 
 import keras_megatron
 from keras_megatron import parallel
@@ -31,11 +31,10 @@ def masked_lm(seed: int = 0) -> keras.Model:
     return model
 
 
-def fit(model: keras.Model, epochs: int = 1, callbacks=()) -> list[float]:
+def fit(model: keras.Model, callbacks=()) -> list[float]:
     """Train on raw texts; return the losses of the steps."""
     losses = Losses()
-    settings = {"batch_size": BATCH, "epochs": epochs, "verbose": 0}
-    model.fit(TEXTS, callbacks=[losses, *callbacks], **settings)
+    model.fit(TEXTS, batch_size=BATCH, verbose=0, callbacks=[losses, *callbacks])
     return losses.values
 
 
@@ -130,8 +129,20 @@ def resumable(folder: Path, kill_in_epoch: str) -> list[float]:
     """Fit three epochs with a backup after each; return the losses of the steps."""
     with parallel.model_parallel(data=2):
         backup = keras.callbacks.BackupAndRestore(folder / "backup", delete_checkpoint=False)
-        model = masked_lm()
-        return fit(model, epochs=3, callbacks=[backup, _Kill(int(kill_in_epoch), folder)])
+        losses = Losses()
+        # Raw texts would be masked anew in each epoch, in another way after a new start.
+        x, y, weight = data("MaskedLM")
+        masked_lm().fit(
+            x,
+            y,
+            sample_weight=weight,
+            batch_size=BATCH,
+            epochs=3,
+            shuffle=False,
+            verbose=0,
+            callbacks=[losses, backup, _Kill(int(kill_in_epoch), folder)],
+        )
+    return losses.values
 
 
 def main(folder: Path, checks: list[str]) -> None:

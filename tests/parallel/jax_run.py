@@ -3,6 +3,7 @@
 import collections
 import json
 import re
+import tempfile
 
 import jax
 import keras
@@ -12,16 +13,44 @@ from sharded_models import BATCH, TASKS, batch, build, compile_, data
 
 from keras_megatron import parallel
 
-MESHES = ((1, 4), (2, 2), (2, 4))
+MESHES = ((1, 4), (2, 2), (1, 8), (2, 4))
 COLLECTIVE = re.compile(
     r"= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
 )
 
 
-def compiled(task: str, **arguments) -> keras.Model:
-    model = build(task, num_heads=8, **arguments)
-    compile_(model)
+# What else a model may be built or trained with, on a mesh of data x model devices.
+VARIANTS = {
+    "accumulation": ({}, {"gradient_accumulation_steps": 2}, (2, 2)),
+    "bfloat16": ({"dtype": "mixed_bfloat16"}, {}, (1, 4)),
+    # Which units are dropped does not depend on the mesh: JAX draws for the whole array.
+    "checkpointing and dropout": (
+        {"gradient_checkpointing": True, "dropout": 0.2, "attention_dropout": 0.2},
+        {},
+        (2, 4),
+    ),
+}
+
+
+def compiled(task: str, settings: dict | None = None, **arguments) -> keras.Model:
+    """Return a task with one layer, unless the arguments say more."""
+    model = build(task, **{"num_heads": 8, "num_layers": 1, **arguments})
+    compile_(model, **settings or {})
     return model
+
+
+def mesh(data_devices: int, model_devices: int, **arguments):
+    """Return the context manager for a mesh of the first devices."""
+    devices = keras.distribution.list_devices()[: data_devices * model_devices]
+    return parallel.model_parallel(model_devices, data_devices, devices=devices, **arguments)
+
+
+def differences(one: dict, other: dict) -> dict[str, float]:
+    """Return the largest difference of each kind of number."""
+    return {
+        name: float(max(np.abs(a - b).max() for a, b in zip(one[name], other[name], strict=True)))
+        for name in one
+    }
 
 
 def train(model: keras.Model, task: str) -> dict[str, list]:
@@ -62,48 +91,117 @@ def collectives(model: keras.Model, task: str) -> list[tuple[str, str]]:
     return [(kind, shapes) for shapes, kind in found]
 
 
-def main() -> None:
-    plain = {task: train(compiled(task), task) for task in TASKS}
+def training(plain: dict) -> dict:
+    """Compare training on meshes with that on one device."""
     seen = collections.defaultdict(dict)
-    for data_devices, model_devices in MESHES:
-        devices = keras.distribution.list_devices()[: data_devices * model_devices]
+    for sizes in MESHES:
         for task in TASKS:
-            with parallel.model_parallel(model_devices, data_devices, devices=devices):
+            with mesh(*sizes):
                 model = compiled(task)
-                found = train(model, task)
-                one = {
-                    name: max(
-                        np.abs(a - b).max() for a, b in zip(values, plain[task][name], strict=True)
-                    )
-                    for name, values in found.items()
-                }
-                one = {name: float(value) for name, value in one.items()}
+                one = differences(train(model, task), plain[task])
                 one["shares"] = shares(model)
-                if task == "MaskedLM" and data_devices == 1:
+                if task == "MaskedLM" and sizes == (1, 4):
                     one["sent"] = collectives(model, task)
-                    deeper = compiled(task, num_layers=3)
+                    deeper = compiled(task, num_layers=2)
                     deeper.train_on_batch(*batch(task))
                     one["sent by one more layer"] = collectives(deeper, task)
-            seen[f"{data_devices}x{model_devices}"][task] = one
+            seen[f"{sizes[0]}x{sizes[1]}"][task] = one
+    return seen
+
+
+def variants(plain: dict) -> dict:
+    """Train in other ways, on a mesh and not."""
+    seen = {}
+    for name, (arguments, settings, sizes) in VARIANTS.items():
+        expected = train(compiled("MaskedLM", settings, **arguments), "MaskedLM")
+        with mesh(*sizes):
+            found = train(compiled("MaskedLM", settings, **arguments), "MaskedLM")
+        seen[name] = differences(found, expected)
+    with mesh(1, 4, sequence_parallel=True):
+        model = compiled("MaskedLM")
+        seen["sequence parallel"] = differences(train(model, "MaskedLM"), plain["MaskedLM"])
+        seen["sent with it"] = collectives(model, "MaskedLM")
+    return seen
+
+
+def moving() -> dict:
+    """Save in the middle of a training on 1x4 devices; go on there, on 2x2, and on one."""
+
+    def steps(model, places) -> list[float]:
+        batches = [batch("MaskedLM", place) for place in places]
+        return [float(model.train_on_batch(*b, return_dict=True)["loss"]) for b in batches]
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = f"{folder}/model.keras"
+        with mesh(1, 4):
+            model = compiled("MaskedLM")
+            steps(model, [0])
+            model.save(file)
+            slots = [variable.numpy() for variable in model.optimizer.variables]
+            seen = {"there": steps(model, [1, 2])}
+        with mesh(2, 2):
+            loaded = keras.saving.load_model(file)
+            pairs = zip(loaded.optimizer.variables, slots, strict=True)
+            seen["slots are equal"] = all((v.numpy() == slot).all() for v, slot in pairs)
+            seen["2x2"] = steps(loaded, [1, 2])
+        seen["one device"] = steps(keras.saving.load_model(file), [1, 2])
+        fresh = keras.saving.load_model(file)
+        compile_(fresh)  # without the slots
+        seen["new optimizer"] = steps(fresh, [1, 2])
+    return seen
+
+
+def any_number_of_rows() -> dict:
+    """Predict numbers of rows that two devices do not divide."""
+    rows = batch("TextClassifier")[0]
+    ids = {name: array[:3] for name, array in rows.items()}
+    with mesh(2, 4):
+        model = compiled("TextClassifier", num_layers=1)
+        whole = model.logits(rows)
+        found = {
+            "logits": model.logits({name: array[:1] for name, array in rows.items()}),
+            "predict": model.predict(ids, batch_size=4, verbose=0),
+        }
+    return {
+        name: [len(part), float(np.abs(part - whole[: len(part)]).max())]
+        for name, part in found.items()
+    }
+
+
+def errors() -> dict:
+    """Return the messages of what must not run."""
     x, y, weight = data("MaskedLM")
-    outside, errors = compiled("MaskedLM"), {}
-    with parallel.model_parallel(model=4, data=2):
+    outside, messages = compiled("MaskedLM"), {}
+    with mesh(2, 4):
         for name, call in {
             "outside": lambda: outside.fit(x, y, sample_weight=weight, verbose=0),
             "batch": lambda: compiled("MaskedLM").fit(x, y, batch_size=BATCH + 1, verbose=0),
             "heads": lambda: build("MaskedLM", num_heads=2),
             "vocabulary": lambda: build("MaskedLM", vocabulary_size=57),
         }.items():
-            try:
-                call()
-            except ValueError as error:
-                errors[name] = str(error)
+            messages[name] = _error(call)
+    messages["devices"] = _error(lambda: parallel.model_parallel(model=3).__enter__())
+    return messages
+
+
+def _error(call) -> str:
     try:
-        with parallel.model_parallel(model=3):
-            pass
+        call()
     except ValueError as error:
-        errors["devices"] = str(error)
-    print(json.dumps({"training": seen, "errors": errors}))
+        return str(error)
+    return "none"
+
+
+def main() -> None:
+    plain = {task: train(compiled(task), task) for task in TASKS}
+    seen = {
+        "training": training(plain),
+        "variants": variants(plain),
+        "moving": moving(),
+        "rows": any_number_of_rows(),
+        "errors": errors(),
+    }
+    print(json.dumps(seen))
 
 
 if __name__ == "__main__":

@@ -8,13 +8,14 @@ import subprocess
 import sys
 
 import keras
+import numpy as np
 import pytest
 from sharded_models import TASKS, VOCABULARY
 
 pytestmark = pytest.mark.skipif(keras.backend.backend() != "jax", reason="of JAX")
 
 HERE = pathlib.Path(__file__).parent
-MESHES = ("1x4", "2x2", "2x4")
+MESHES = ("1x4", "2x2", "1x8", "2x4")
 # The axis that is split, by the end of a variable's path; slots are called after their variables.
 SPLIT = {
     "token_embedding/embeddings": 0,
@@ -35,7 +36,9 @@ def seen() -> dict:
         env={
             **os.environ,
             "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), str(HERE)]),
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+            "OMP_NUM_THREADS": "1",
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=8 "
+            "--xla_backend_optimization_level=0",
         },
         capture_output=True,
         text=True,
@@ -77,6 +80,36 @@ def test_communication_is_megatrons():
         if kind == "all-gather":  # of the accuracy: a maximum and its place of each device
             assert f"{VOCABULARY}]" not in shapes, shapes
             assert f"[{VOCABULARY}," not in shapes, shapes
+
+
+@pytest.mark.parametrize(
+    ("variant", "limit"),
+    [
+        ("accumulation", 1e-5),
+        ("bfloat16", 0.05),  # partial sums are rounded
+        ("checkpointing and dropout", 1e-5),
+        ("sequence parallel", 1e-5),
+    ],
+)
+def test_training_in_other_ways_is_the_same(variant, limit):
+    found = seen()["variants"][variant]
+    assert max(found.values()) < limit
+
+
+def test_optimizer_state_moves_between_meshes():
+    moving = seen()["moving"]
+    assert moving["slots are equal"]
+    for where in ("2x2", "one device"):
+        np.testing.assert_allclose(moving[where], moving["there"], atol=1e-5)
+    # Negative control: without the state the second loss is another one.
+    assert abs(moving["new optimizer"][1] - moving["there"][1]) > 1e-4
+
+
+def test_any_number_of_rows_has_answers():
+    for name, count in (("logits", 1), ("predict", 3)):
+        rows, difference = seen()["rows"][name]
+        assert rows == count
+        assert difference < 1e-5
 
 
 @pytest.mark.parametrize(

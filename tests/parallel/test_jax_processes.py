@@ -141,5 +141,5 @@ def test_killed_worker_ends_the_other_and_the_run_resumes(folder):
         assert done.returncode == 0, done.stderr[-5000:]
     for resumed, whole in zip(results(killed), results(folder), strict=True):
         losses = resumed["resumable:-1"]
-        assert len(losses) == 4  # of the last two of three epochs
-        np.testing.assert_allclose(losses, whole["resumable:-1"][2:], rtol=1e-6)
+        assert len(losses) == 6  # of the last two of three epochs
+        np.testing.assert_allclose(losses, whole["resumable:-1"][3:], rtol=1e-6)
