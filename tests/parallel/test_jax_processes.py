@@ -1,6 +1,5 @@
 """JAX with two processes of two devices each: they do what one process without a mesh does."""
 
-import functools
 import json
 import os
 import pathlib
@@ -66,29 +65,21 @@ def results(folder: pathlib.Path) -> list[dict]:
 def folder(tmp_path_factory):
     """The folder of a run of all checks."""
     folder = tmp_path_factory.mktemp("processes") / "run"
-    for done in run(folder, *MESHES, "resumable:-1"):
+    for done in run(folder, *MESHES, "resumable:-1", "alone"):
         assert done.returncode == 0, done.stderr[-5000:]
     return folder
-
-
-@functools.cache
-def alone() -> dict:
-    """What this process does without a mesh."""
-    import jax_processes_run
-
-    model = jax_processes_run.masked_lm()
-    return {"losses": jax_processes_run.fit(model), **jax_processes_run.answers(model)}
 
 
 @pytest.mark.parity
 @pytest.mark.parametrize("mesh", MESHES)
 def test_it_is_what_one_process_does(folder, mesh, parity):
+    alone = results(folder)[0]["alone"]
+    assert len(alone["predicted"]) == 3  # which two devices do not divide
     for result in results(folder):
-        for what, expected in alone().items():
+        for what, expected in alone.items():
             if what == "losses" or mesh == "two_by_two":
                 found = result[mesh][what]
                 parity(f"JAX, 2 processes, {mesh}: {what}", found, expected, 1e-5)
-    assert len(alone()["predicted"]) == 3  # which two devices do not divide
 
 
 def test_each_device_has_its_share(folder):

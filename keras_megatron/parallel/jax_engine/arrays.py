@@ -63,7 +63,8 @@ def distribute_data_input(per_process_batch, layout, batch_dim_name=None):
         return per_process_batch
     array = np.asarray(per_process_batch)
     sharding = getattr(layout, "backend_layout", layout)
-    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+    # Copies: on a CPU JAX keeps what it is given, and with a view all of the array.
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: np.array(array[index]))
 
 
 def convert_to_numpy(x) -> np.ndarray:
