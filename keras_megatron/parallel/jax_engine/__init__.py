@@ -1,4 +1,4 @@
-"""What Keras lacks on JAX where several processes share a mesh; one process needs nothing."""
+"""What Keras lacks on JAX: several processes that share a mesh, and sequence parallelism."""
 
 import contextlib
 from collections.abc import Iterator
@@ -8,6 +8,7 @@ import jax
 from keras_megatron.parallel.engines import Engine
 from keras_megatron.parallel.jax_engine import processes
 from keras_megatron.parallel.jax_engine.arrays import global_arrays
+from keras_megatron.parallel.jax_engine.sequence import summed_before_split
 from keras_megatron.parallel.jax_engine.steps import same_batches
 from keras_megatron.parallel.saving import files_written_once
 
@@ -31,12 +32,11 @@ class JaxEngine(Engine):
     @contextlib.contextmanager
     def active(self, distribution) -> Iterator[None]:
         """Have data given, and files written, as on one process; each process calls the same."""
-        if jax.process_count() == 1:
-            yield
-            return
-        with (
-            global_arrays(),
-            same_batches(),
-            files_written_once(jax.process_index(), processes.barrier),
-        ):
+        with contextlib.ExitStack() as stack:
+            if jax.process_count() > 1:
+                stack.enter_context(global_arrays())
+                stack.enter_context(same_batches())
+                write = files_written_once(jax.process_index(), processes.barrier)
+                stack.enter_context(write)
+            stack.enter_context(summed_before_split(distribution))
             yield
