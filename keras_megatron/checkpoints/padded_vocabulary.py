@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from keras_megatron.checkpoints.mapped_files import LazyArray
-from keras_megatron.parallel.patching import patched
+from keras_megatron.patching import patched
 
 # The score of a row that stands for no piece: its probability is 0 in every floating-point type, so
 # that answers and losses, and with them gradients, are those of the table without it.

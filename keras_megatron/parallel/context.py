@@ -8,7 +8,6 @@ import numpy as np
 
 from keras_megatron.parallel.distribution import MegatronParallel
 from keras_megatron.parallel.engines import engine
-from keras_megatron.parallel.filling import filled_batches
 from keras_megatron.parallel.guard import refuse_unsharded
 from keras_megatron.parallel.rules import layout_map as megatron_layout_map
 
@@ -65,7 +64,6 @@ def model_parallel(
             distribution.scope(),
             backend_engine.active(distribution),
             refuse_unsharded(distribution),
-            filled_batches(distribution),
         ):
             yield distribution
 

@@ -2,10 +2,11 @@
 
 import keras
 
+_PAD = "load the preset with vocabulary_size=padded_vocabulary_size(pieces, devices)"
 # What a split axis is, by the path of the variable that is the first to have it.
 _MEANINGS = (
-    ("token_embedding", "vocabulary_size", "pad the vocabulary, see padded_vocabulary_size"),
-    ("mlm_head", "vocabulary_size", "pad the vocabulary, see padded_vocabulary_size"),
+    ("token_embedding", "vocabulary_size", _PAD),
+    ("mlm_head", "vocabulary_size", _PAD),
     ("_attention/", "num_heads", "use fewer devices for the model"),
     ("feedforward_", "intermediate_dim", "use fewer devices for the model"),
 )

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import keras
 
-from keras_megatron.parallel.patching import patched
+from keras_megatron.patching import patched
 
 _METHODS = ("fit", "evaluate", "predict", "train_on_batch", "test_on_batch", "predict_on_batch")
 

@@ -16,7 +16,7 @@ from keras.src.saving import saving_lib
 from keras.src.utils import file_utils
 
 from keras_megatron.backbone import MegatronBertBackbone
-from keras_megatron.parallel.patching import patched
+from keras_megatron.patching import patched
 from keras_megatron.tasks.task import MegatronBertTask
 
 _discarding = False

@@ -8,6 +8,7 @@ import jax
 from keras_megatron.parallel.engines import Engine
 from keras_megatron.parallel.jax_engine import processes
 from keras_megatron.parallel.jax_engine.arrays import global_arrays
+from keras_megatron.parallel.jax_engine.filling import filled_batches
 from keras_megatron.parallel.jax_engine.sequence import summed_before_split
 from keras_megatron.parallel.jax_engine.steps import same_batches
 from keras_megatron.parallel.saving import files_written_once
@@ -39,4 +40,5 @@ class JaxEngine(Engine):
                 write = files_written_once(jax.process_index(), processes.barrier)
                 stack.enter_context(write)
             stack.enter_context(summed_before_split(distribution))
+            stack.enter_context(filled_batches(distribution))
             yield

@@ -12,8 +12,8 @@ from keras.src.backend.jax import core, distribution_lib
 from keras.src.utils import jax_utils
 
 from keras_megatron.parallel.jax_engine.processes import are_same, checksum
-from keras_megatron.parallel.patching import patched
 from keras_megatron.parallel.saving import is_discarding
+from keras_megatron.patching import patched
 
 _distribute_tensor, _convert_to_numpy = distribution_lib.distribute_tensor, core.convert_to_numpy
 

@@ -13,8 +13,8 @@ from keras.src.backend.common import global_state
 from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
 from keras.src.utils import rng_utils
 
-from keras_megatron.parallel.patching import patched
 from keras_megatron.parallel.waiting import waiting_time
+from keras_megatron.patching import patched
 
 # Keras's variable, beside KERAS_DISTRIBUTION_JOB_ADDRESSES and KERAS_DISTRIBUTION_PROCESS_ID.
 NUM_PROCESSES = "KERAS_DISTRIBUTION_NUM_PROCESSES"

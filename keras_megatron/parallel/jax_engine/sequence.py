@@ -7,7 +7,7 @@ import keras
 from keras.src.backend.jax import distribution_lib
 from keras.src.utils import jax_utils
 
-from keras_megatron.parallel.patching import patched
+from keras_megatron.patching import patched
 
 
 @contextlib.contextmanager

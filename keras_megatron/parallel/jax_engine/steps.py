@@ -10,7 +10,7 @@ from keras.src.backend.jax import trainer
 from keras.src.backend.jax.trainer import JAXTrainer
 
 from keras_megatron.parallel.jax_engine.processes import are_same, checksum
-from keras_megatron.parallel.patching import patched
+from keras_megatron.patching import patched
 
 _distribute_data = trainer._distribute_data
 _predict_step, _predict_on_batch = JAXTrainer.predict_step, JAXTrainer.predict_on_batch

@@ -16,12 +16,12 @@ from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
 from keras.src.optimizers import base_optimizer
 
 from keras_megatron.parallel.engines import Engine
-from keras_megatron.parallel.patching import patched
 from keras_megatron.parallel.tensorflow_engine import operations, steps, tensors
 from keras_megatron.parallel.tensorflow_engine.devices import make_cpu_devices
 from keras_megatron.parallel.tensorflow_engine.environment import environment
 from keras_megatron.parallel.tensorflow_engine.refusals import refusals
 from keras_megatron.parallel.tensorflow_engine.variables import ShardedVariable, initializing
+from keras_megatron.patching import patched
 
 __all__ = ["ShardedVariable", "TensorFlowEngine", "is_native", "make_cpu_devices"]
 

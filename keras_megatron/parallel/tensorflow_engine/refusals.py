@@ -8,8 +8,8 @@ import keras
 import keras_hub
 import tensorflow as tf
 
-from keras_megatron.parallel.patching import patched
 from keras_megatron.parallel.tensorflow_engine.variables import ShardedVariable
+from keras_megatron.patching import patched
 
 
 @contextlib.contextmanager

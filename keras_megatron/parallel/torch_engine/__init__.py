@@ -11,12 +11,12 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.experimental import implicit_replication
 
 from keras_megatron.parallel.engines import Engine
-from keras_megatron.parallel.patching import patched
 from keras_megatron.parallel.saving import files_written_once
 from keras_megatron.parallel.torch_engine import devices
 from keras_megatron.parallel.torch_engine.ops import sharded_operations
 from keras_megatron.parallel.torch_engine.steps import sharded_batches
 from keras_megatron.parallel.torch_engine.variables import sharded_variables
+from keras_megatron.patching import patched
 
 
 class TorchEngine(Engine):

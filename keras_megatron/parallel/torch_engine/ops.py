@@ -13,7 +13,6 @@ from keras.src.optimizers import base_optimizer
 from keras.src.random.seed_generator import draw_seed
 from torch.distributed.tensor import DTensor
 
-from keras_megatron.parallel.patching import patched
 from keras_megatron.parallel.torch_engine.devices import Layout, distribute_data_input, from_share
 from keras_megatron.parallel.torch_engine.einsum import split_einsum
 from keras_megatron.parallel.torch_engine.variables import whole
@@ -24,6 +23,7 @@ from keras_megatron.parallel.torch_engine.vocabulary import (
     split_lookup,
     summed,
 )
+from keras_megatron.patching import patched
 
 _NEXT_STREAM = 0x9E3779B97F4A7C15  # far from the counters of seeds, which go up by one
 

@@ -12,9 +12,9 @@ from keras.src.backend.torch import core
 from keras.src.backend.torch.trainer import TorchTrainer
 
 from keras_megatron.parallel.batches import cut, filled_up
-from keras_megatron.parallel.patching import patched
 from keras_megatron.parallel.torch_engine.devices import distribute_data_input
 from keras_megatron.parallel.torch_engine.variables import whole
+from keras_megatron.patching import patched
 
 
 @contextlib.contextmanager

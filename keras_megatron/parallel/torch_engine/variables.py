@@ -11,7 +11,6 @@ import torch
 from keras.src.backend.torch import core
 from torch.distributed.tensor import DTensor
 
-from keras_megatron.parallel.patching import patched
 from keras_megatron.parallel.saving import is_discarding
 from keras_megatron.parallel.torch_engine.devices import (
     Layout,
@@ -20,6 +19,7 @@ from keras_megatron.parallel.torch_engine.devices import (
     from_share,
     own_share,
 )
+from keras_megatron.patching import patched
 
 
 @contextlib.contextmanager

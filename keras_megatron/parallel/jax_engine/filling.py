@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 import keras
 import numpy as np
 
-from keras_megatron.parallel.patching import patched
+from keras_megatron.patching import patched
 from keras_megatron.tasks.samples import as_columns
 from keras_megatron.tasks.task import MegatronBertTask
 
