@@ -1,5 +1,7 @@
 """Megatron BERT for Keras 3, on JAX, PyTorch and TensorFlow."""
 
+# What is imported here is known to `keras.saving.load_model`: the recipe's optimizer too.
+from keras_megatron import finetuning as finetuning
 from keras_megatron import parallel as parallel
 from keras_megatron import presets as presets
 from keras_megatron.backbone import MegatronBertBackbone
