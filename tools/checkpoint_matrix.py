@@ -160,6 +160,12 @@ def table(cells: dict[tuple, dict]) -> str:
     """Return a Markdown table: savers by row, loaders by column."""
     names = [f"{backend}, {devices}" for backend, devices in PLACES]
     lines = [
+        "# A masked LM saved on each backend and number of devices, and loaded on each",
+        "",
+        "Written by `tools/checkpoint_matrix.py`; 4 devices are a mesh of 2x2. A cell says what came",
+        "back bit by bit, weights through a preset, `.weights.h5` and `.keras`, and AdamW's state",
+        "through the last two; and the largest difference of logits to those of where it was saved.",
+        "",
         "| saved on | " + " | ".join(names) + " |",
         "|---" * (len(names) + 1) + "|",
     ]

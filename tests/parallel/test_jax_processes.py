@@ -12,6 +12,8 @@ import keras
 import numpy as np
 import pytest
 
+import keras_megatron  # noqa: F401  (knows the classes in files)
+
 pytestmark = pytest.mark.skipif(keras.backend.backend() != "jax", reason="of JAX")
 
 HERE = pathlib.Path(__file__).parent
