@@ -162,9 +162,9 @@ def table(cells: dict[tuple, dict]) -> str:
     lines = [
         "# A masked LM saved on each backend and number of devices, and loaded on each",
         "",
-        "Written by `tools/checkpoint_matrix.py`; 4 devices are a mesh of 2x2. A cell says what came",
-        "back bit by bit, weights through a preset, `.weights.h5` and `.keras`, and AdamW's state",
-        "through the last two; and the largest difference of logits to those of where it was saved.",
+        "Written by `tools/checkpoint_matrix.py`; 4 devices are a mesh of 2x2. A cell says what",
+        "came back bit by bit, weights through a preset, `.weights.h5` and `.keras`, and AdamW's",
+        "state through the last two; and the largest difference of logits to the saver's.",
         "",
         "| saved on | " + " | ".join(names) + " |",
         "|---" * (len(names) + 1) + "|",
