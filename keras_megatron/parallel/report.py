@@ -87,13 +87,13 @@ class ModelReport:
         }
 
     def __str__(self) -> str:
-        return as_text(self._table())
+        return as_text(self._table(), least_width=156)  # a row a variable
 
     def _table(self):
         mesh = " x ".join(f"{size} ({axis})" for axis, size in self.mesh.items())
         where = f"a mesh of {mesh} devices" if mesh else "one device"
         table = new_table(f"{self.model} on {where}")
-        table.add_column("Variable", overflow="fold")
+        table.add_column("Variable", no_wrap=True)
         table.add_column("Shape/axis", no_wrap=True)
         for name in ("All", "A device"):
             table.add_column(name, justify="right", no_wrap=True)

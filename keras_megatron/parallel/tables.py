@@ -14,9 +14,10 @@ def new_table(title: str) -> rich.table.Table:
     return rich.table.Table(title=title, title_justify="left", box=rich.box.SIMPLE_HEAD)
 
 
-def as_text(table: rich.table.Table) -> str:
-    """Return a table as text, as wide as the terminal."""
+def as_text(table: rich.table.Table, least_width: int = 80) -> str:
+    """Return a table as text, as wide as the terminal, but of a least width."""
     console = rich.console.Console(file=io.StringIO())
+    console.width = max(console.width, least_width)
     console.print(table)
     lines = console.file.getvalue().splitlines()
     return "\n".join(line.rstrip() for line in lines).strip("\n")

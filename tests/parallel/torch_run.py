@@ -1,8 +1,8 @@
 """Checks that run on several processes: `torch_run.py FOLDER PROCESSES CHECK [CHECK ...]`.
 
 One interpreter imports everything and is forked, once a process; under torchrun each process is an
-interpreter of its own. Each process writes what its
-checks return to FOLDER/RANK.json, a dict by check; arguments of a check follow a colon.
+interpreter of its own. Each process writes what its checks return to FOLDER/RANK.json, a dict by
+check; arguments of a check follow a colon.
 """
 
 import json
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 import torch_checks
+import torch_state_checks
 
 
 def main(folder: str, processes: int, checks: list[str]) -> int:
@@ -40,7 +41,8 @@ def _run(folder: Path, rank: int, checks: list[str]) -> int:
     try:
         for check in checks:
             name, *arguments = check.split(":")
-            results[check] = getattr(torch_checks, name)(folder, *arguments)
+            module = torch_checks if hasattr(torch_checks, name) else torch_state_checks
+            results[check] = getattr(module, name)(folder, *arguments)
     except BaseException:
         traceback.print_exc()
         return 1
