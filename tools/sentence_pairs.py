@@ -1,13 +1,12 @@
 """Samples of one or two segments for pretraining: hidden tokens and sentence order."""
 
-import re
 from typing import NamedTuple
 
 import numpy as np
 
 from keras_megatron.pretraining.masking import MaskingScheme, mask_encoded
+from keras_megatron.pretraining.samples import gather_sentences
 
-_SENTENCE_END = re.compile(r"(?<=[.!?;])\s+")
 SHORT_SAMPLES = 0.1  # `short_seq_prob` of Megatron
 PAIRS = 0.6  # of the samples with several sentences; half of them are swapped
 NO_ORDER = -100  # the label of a sample of one segment, which PyTorch's cross entropy ignores
@@ -43,37 +42,9 @@ class Batch(NamedTuple):
 def make_samples(
     documents: list[list[str]], tokenizer, sequence_length: int, seed: int = 0
 ) -> list[Sample]:
-    """Gather sentences of each document until a sample is full; a longer sentence goes on."""
-    rng = np.random.default_rng(seed)
-    room = sequence_length - 3
-
-    def target() -> int:
-        return int(rng.integers(min(8, room), room + 1)) if rng.random() < SHORT_SAMPLES else room
-
-    samples = []
-    for document in documents:
-        sentences = [s for paragraph in document for s in _SENTENCE_END.split(paragraph) if s]
-        goal, ids, starts = target(), [], []
-
-        def flush():
-            nonlocal goal, ids, starts
-            starts = [start for start in starts if 0 < start < len(ids)]
-            samples.append(Sample(np.array(ids, "int32"), np.array(starts, "int32")))
-            goal, ids, starts = target(), [], []
-
-        for sentence in tokenizer.tokenize(sentences) if sentences else []:
-            sentence = list(sentence)
-            if ids and len(ids) + len(sentence) > goal:
-                flush()
-            while len(sentence) > goal - len(ids):
-                cut = goal - len(ids)
-                ids, sentence = ids + sentence[:cut], sentence[cut:]
-                flush()
-            starts.append(len(ids))
-            ids = ids + sentence
-        if ids:
-            flush()
-    return samples
+    """Gather sentences of each document until a sample is full, with room for two segments."""
+    gathered = gather_sentences(documents, tokenizer, sequence_length - 3, SHORT_SAMPLES, seed)
+    return [Sample(np.array(ids, "int32"), np.array(starts, "int32")) for ids, starts in gathered]
 
 
 class Batches:

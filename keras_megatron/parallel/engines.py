@@ -28,8 +28,7 @@ class Engine:
 
     def local_shape(self, variable: keras.Variable) -> tuple[int, ...]:
         """Return the shape of what a device holds of a variable, which may be all of it."""
-        shards = getattr(variable.value, "addressable_shards", None)
-        return tuple(shards[0].data.shape if shards else variable.shape)
+        return tuple(variable.shape)
 
 
 @functools.cache

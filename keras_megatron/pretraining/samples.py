@@ -1,6 +1,7 @@
 """Documents to fixed-length samples, and samples to masked batches."""
 
 import re
+from collections.abc import Iterator
 
 import grain
 import numpy as np
@@ -36,28 +37,48 @@ def pack_documents(
     """
     if sequence_length < 3:
         raise ValueError(f"sequence_length must be at least 3, not {sequence_length}")
-    rng = np.random.default_rng(seed)
     room = sequence_length - 2
-    samples = []
+    samples = list(gather_sentences(documents, tokenizer, room, short_sample_rate, seed))
+    packed = np.full((len(samples), sequence_length), tokenizer.pad_token_id, "int32")
+    for row, (ids, _) in zip(packed, samples, strict=True):
+        row[: len(ids) + 2] = [tokenizer.cls_token_id, *ids, tokenizer.sep_token_id]
+    return packed
+
+
+def gather_sentences(
+    documents: list[list[str]], tokenizer, room: int, short_sample_rate: float = 0.1, seed: int = 0
+) -> Iterator[tuple[list[int], list[int]]]:
+    """Gather successive sentences of each document until a sample is full; see `pack_documents`.
+
+    Args:
+        documents: a list of paragraphs each.
+        tokenizer: `MegatronBertTokenizer`.
+        room: tokens a sample, special ones left out.
+        short_sample_rate: as of `pack_documents`.
+        seed: as of `pack_documents`.
+
+    Yields:
+        The ids of a sample, and the places in it where sentences start, without place 0.
+    """
+    rng = np.random.default_rng(seed)
     for document in documents:
         sentences = [s for paragraph in document for s in _SENTENCE_END.split(paragraph) if s]
-        target, sample = _target(room, short_sample_rate, rng), []
+        target, sample, starts = _target(room, short_sample_rate, rng), [], []
         for ids in tokenizer.tokenize(sentences) if sentences else []:
             ids = list(ids)
             if sample and len(sample) + len(ids) > target:
-                samples.append(sample)
-                target, sample = _target(room, short_sample_rate, rng), []
+                yield sample, starts
+                target, sample, starts = _target(room, short_sample_rate, rng), [], []
+            if sample and ids:
+                starts.append(len(sample))
             while len(ids) > target - len(sample):
                 cut = target - len(sample)
-                samples.append(sample + ids[:cut])
-                target, sample, ids = _target(room, short_sample_rate, rng), [], ids[cut:]
+                yield sample + ids[:cut], starts
+                target, ids = _target(room, short_sample_rate, rng), ids[cut:]
+                sample, starts = [], []
             sample = sample + ids
         if sample:
-            samples.append(sample)
-    packed = np.full((len(samples), sequence_length), tokenizer.pad_token_id, "int32")
-    for row, sample in zip(packed, samples, strict=True):
-        row[: len(sample) + 2] = [tokenizer.cls_token_id, *sample, tokenizer.sep_token_id]
-    return packed
+            yield sample, starts
 
 
 def _target(room: int, short_sample_rate: float, rng: np.random.Generator) -> int:

@@ -6,14 +6,12 @@ FOLDER/PROCESS.json; arguments of a check follow a colon.
 
 import json
 import os
-import signal
 import sys
-import time
 from pathlib import Path
 
 import keras
 import numpy as np
-from sharded_models import BATCH, TEXTS, Losses, batch, build, compile_, data, tokenizer
+from sharded_models import BATCH, TEXTS, Kill, Losses, batch, build, compile_, data, tokenizer
 
 import keras_megatron
 from keras_megatron import parallel
@@ -116,26 +114,11 @@ def _errors(model: keras.Model) -> dict:
     return messages
 
 
-class _Kill(keras.callbacks.Callback):
-    """Kills process 1 in the middle of an epoch."""
-
-    def __init__(self, epoch: int, folder: Path):
-        super().__init__()
-        self.epoch, self.folder, self.now = epoch, folder, 0
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.now = epoch
-
-    def on_train_batch_end(self, batch, logs=None):
-        if self.now == self.epoch and batch == 0 and PROCESS == 1:
-            (self.folder / "killed_at").write_text(str(time.time()))
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
 def resumable(folder: Path, kill_in_epoch: str) -> list[float]:
     """Fit three epochs with a backup after each; return the losses of the steps."""
     with parallel.model_parallel(data=2):
         backup = keras.callbacks.BackupAndRestore(folder / "backup", delete_checkpoint=False)
+        kill = [Kill(int(kill_in_epoch), 0, folder)] if PROCESS == 1 else []
         losses = Losses()
         # Raw texts would be masked anew in each epoch, in another way after a new start.
         x, y, weight = data("MaskedLM")
@@ -147,7 +130,7 @@ def resumable(folder: Path, kill_in_epoch: str) -> list[float]:
             epochs=3,
             shuffle=False,
             verbose=0,
-            callbacks=[losses, backup, _Kill(int(kill_in_epoch), folder)],
+            callbacks=[losses, backup, *kill],
         )
     return losses.values
 

@@ -1,5 +1,10 @@
 """A small model of three tasks, with batches of real text, for the tests of all engines."""
 
+import os
+import pathlib
+import signal
+import time
+
 import keras
 import numpy as np
 
@@ -116,3 +121,26 @@ def train(model: keras.Model, task: str) -> dict[str, np.ndarray]:
     del model.optimizer.apply
     noted["losses"] = np.array(losses.values)
     return noted
+
+
+class Kill(keras.callbacks.Callback):
+    """Kills this process after a batch of an epoch, both counted from 0.
+
+    Args:
+        epoch: -1 for never.
+        batch: of the epoch.
+        folder: where the time is noted as `killed_at`; None notes nothing.
+    """
+
+    def __init__(self, epoch: int, batch: int, folder: pathlib.Path | None = None):
+        super().__init__()
+        self.place, self.folder, self.epoch = (epoch, batch), folder, 0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        if (self.epoch, batch) == self.place:
+            if self.folder:
+                (self.folder / "killed_at").write_text(str(time.time()))
+            os.kill(os.getpid(), signal.SIGKILL)

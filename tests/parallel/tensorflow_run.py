@@ -18,7 +18,7 @@ make_cpu_devices(4)
 # Graphs that run a few times are sooner run than improved.
 tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
 
-from sharded_models import BATCH, STEPS, build, compile_, data  # noqa: E402
+from sharded_models import BATCH, STEPS, Kill, build, compile_, data  # noqa: E402, F401
 
 from keras_megatron import parallel  # noqa: E402
 

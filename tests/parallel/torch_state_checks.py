@@ -1,10 +1,7 @@
 """What each process of `torch_run.py` does: files, errors and interrupted runs."""
 
 import contextlib
-import os
-import signal
 import sys
-import time
 from pathlib import Path
 
 import keras
@@ -93,30 +90,15 @@ def errors(folder) -> dict:
     return messages
 
 
-class _Kill(keras.callbacks.Callback):
-    """Kills process 1 in the middle of an epoch."""
-
-    def __init__(self, epoch: int, folder):
-        super().__init__()
-        self.epoch, self.folder, self.now = epoch, folder, 0
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.now = epoch
-
-    def on_train_batch_end(self, batch, logs=None):
-        if self.now == self.epoch and batch == 1 and dist.get_rank() == 1:
-            (self.folder / "killed_at").write_text(str(time.time()))
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
 def resumable(folder, kill_in_epoch: str) -> dict:
     """Fit four epochs with a backup after each; return the losses by epoch."""
     x, y, weight = models.data("MaskedLM")
     with parallel.model_parallel():
         model = models.build("MaskedLM")
         models.compile_(model)
+        kill = [models.Kill(int(kill_in_epoch), 1, folder)] if dist.get_rank() == 1 else []
         callbacks = [
-            _Kill(int(kill_in_epoch), folder),
+            *kill,
             keras.callbacks.BackupAndRestore(str(folder / "backup"), delete_checkpoint=False),
             keras.callbacks.ModelCheckpoint(
                 str(folder / "epoch_{epoch}.weights.h5"), save_weights_only=True

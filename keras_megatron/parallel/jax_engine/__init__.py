@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator
 
 import jax
+import keras
 
 from keras_megatron.parallel.engines import Engine
 from keras_megatron.parallel.jax_engine import processes
@@ -42,3 +43,7 @@ class JaxEngine(Engine):
             stack.enter_context(summed_before_split(distribution))
             stack.enter_context(filled_batches(distribution))
             yield
+
+    def local_shape(self, variable: keras.Variable) -> tuple[int, ...]:
+        """Return the shape of what a device holds of a variable, which may be all of it."""
+        return tuple(variable.value.addressable_shards[0].data.shape)

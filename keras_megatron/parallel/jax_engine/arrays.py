@@ -11,7 +11,7 @@ from jax.experimental import multihost_utils
 from keras.src.backend.jax import core, distribution_lib
 from keras.src.utils import jax_utils
 
-from keras_megatron.parallel.jax_engine.processes import are_same, checksum
+from keras_megatron.parallel.jax_engine.processes import have_same
 from keras_megatron.parallel.saving import is_discarding
 from keras_megatron.patching import patched
 
@@ -49,7 +49,7 @@ def distribute_tensor(tensor, layout):
     if jax_utils.is_in_jax_tracing_scope(tensor) or not _is_local(tensor):
         return _distribute_tensor(tensor, layout)
     array = np.asarray(tensor)
-    if not are_same(checksum([array])):
+    if not have_same([array]):
         raise ValueError(
             f"process {jax.process_index()} gives a variable of shape {array.shape} another value "
             "than others: load the same file, or assign the same array, in each process"

@@ -3,7 +3,6 @@
 import functools
 import os
 import random
-import zlib
 
 import jax
 import keras
@@ -13,6 +12,7 @@ from keras.src.backend.common import global_state
 from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
 from keras.src.utils import rng_utils
 
+from keras_megatron.parallel.same_data import checksum
 from keras_megatron.parallel.waiting import waiting_time
 from keras_megatron.patching import patched
 
@@ -64,23 +64,16 @@ def share_randomness() -> None:
     state = b"" if generator is None else np.asarray(generator.state.value).tobytes()
     seed = rng_utils.get_random_seed()  # which the generator will start from, if there is none yet
     states = [repr(random.getstate()), repr(np.random.get_state()), repr(seed)]
-    if not are_same(checksum([np.frombuffer("".join(states).encode() + state, np.uint8)])):
+    if not have_same([np.frombuffer("".join(states).encode() + state, np.uint8)]):
         seed = multihost_utils.broadcast_one_to_all(np.uint32(random.randrange(2**31)))
         keras.utils.set_random_seed(int(seed))
 
 
-def checksum(arrays: list) -> int:
-    """Return a number that differs, all but certainly, for other arrays; None counts as none."""
-    result = 0
-    for array in arrays:
-        if array is not None:
-            array = np.ascontiguousarray(array)
-            result = zlib.crc32(f"{array.shape} {array.dtype}".encode(), result)
-            result = zlib.crc32(array.reshape(-1).view(np.uint8), result)
-    return result
-
-
-def are_same(number: int) -> bool:
-    """Say whether each process has the same number; each must call this."""
+def have_same(arrays: list) -> bool:
+    """Say whether each process has the same arrays, or None; each must call this."""
+    arrays = [np.ascontiguousarray(array) for array in arrays if array is not None]
+    number = checksum(
+        (f"{array.shape} {array.dtype}", array.reshape(-1).view(np.uint8)) for array in arrays
+    )
     numbers = multihost_utils.process_allgather(np.uint32(number))
     return bool((numbers == number).all())

@@ -9,7 +9,8 @@ import keras
 from keras.src.backend.jax import trainer
 from keras.src.backend.jax.trainer import JAXTrainer
 
-from keras_megatron.parallel.jax_engine.processes import are_same, checksum
+from keras_megatron.parallel.jax_engine.processes import have_same
+from keras_megatron.parallel.same_data import other_batch
 from keras_megatron.patching import patched
 
 _distribute_data = trainer._distribute_data
@@ -35,11 +36,8 @@ def distribute_data(data, layouts=None):
     Raises:
         ValueError: the processes were given different ones.
     """
-    if not are_same(checksum(keras.tree.flatten(data))):
-        raise ValueError(
-            f"process {jax.process_index()} was given another batch than others: give each process "
-            "the same data, all of it, in the same order"
-        )
+    if not have_same(keras.tree.flatten(data)):
+        raise other_batch(jax.process_index())
     return _distribute_data(data, layouts)
 
 

@@ -17,6 +17,7 @@ from keras_megatron.backbone import MegatronBertBackbone
 from keras_megatron.parallel.context import model_parallel
 from keras_megatron.parallel.planning.collectives import collectives
 from keras_megatron.parallel.planning.formulas import masks
+from keras_megatron.parallel.planning.workload import Workload
 from keras_megatron.tasks.masked_lm import MegatronBertMaskedLM
 
 # The code is never run, so it need not be fast. All-reduces are not put together, which would hide
@@ -32,39 +33,26 @@ _SPARING = {
 }
 
 
-def compile_step(
-    config: dict,
-    data: int,
-    model: int,
-    batch: int,
-    sequence: int,
-    dtype: str,
-    sequence_parallel: bool,
-) -> dict:
+def compile_step(workload: Workload) -> dict:
     """Compile a training step of the masked LM, and return what it needs on each device.
 
     The step is forward, backward, clipping to a global norm, and AdamW. It returns the gradients
     too, so that they have memory of their own for all of the step, as in Megatron-LM.
 
     Args:
-        config: arguments of `MegatronBertBackbone`.
-        data: devices that the batch is split over.
-        model: devices that the kernels are split over.
-        batch: sequences a step, over all devices.
-        sequence: tokens a sequence.
-        dtype: the model's dtype policy.
-        sequence_parallel: see `MegatronBertBackbone.get_layout_map`.
+        workload: what to train; all of its layers are compiled.
 
     Returns:
         Bytes a device of `parameters`, `gradients`, `optimizer` and `activations` (what else the
         program keeps at its peak), and `sent`, a list of `Sent` as dicts.
     """
+    data, model = workload.data, workload.model
     devices = keras.distribution.list_devices()[: data * model]
-    with model_parallel(model, data, sequence_parallel, devices) as distribution:
-        task, optimizer = _abstract_model({**config, "dtype": dtype})
+    with model_parallel(model, data, workload.sequence_parallel, devices) as distribution:
+        task, optimizer = _abstract_model({**workload.config, "dtype": workload.dtype})
         kinds = (task.trainable_variables, task.non_trainable_variables, optimizer.variables)
         state = [[_struct(variable) for variable in variables] for variables in kinds]
-        inputs = _inputs(distribution, batch, sequence)
+        inputs = _inputs(distribution, workload.batch, workload.sequence)
         step = jax.jit(_training_step(task, optimizer), donate_argnums=0)
         program = _compile(step.lower(state, *inputs))
     return {
@@ -139,4 +127,4 @@ def _compile(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
 
 if __name__ == "__main__":
     for request in json.load(sys.stdin):
-        print(json.dumps(compile_step(**request)), flush=True)
+        print(json.dumps(compile_step(Workload(**request))), flush=True)

@@ -107,10 +107,7 @@ def make_plans(
     for workload in workloads:
         workload.check()
     requests = [
-        {
-            **{k: v for k, v in dataclasses.asdict(workload).items() if k != "name"},
-            "config": {**workload.config, "num_layers": depth},
-        }
+        {**dataclasses.asdict(workload), "config": {**workload.config, "num_layers": depth}}
         for workload in workloads
         for depth in DEPTHS
     ]

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import zlib
 from collections.abc import Iterator
 
 import keras
@@ -12,6 +11,7 @@ from keras.src.backend.torch import core
 from keras.src.backend.torch.trainer import TorchTrainer
 
 from keras_megatron.parallel.batches import cut, filled_up
+from keras_megatron.parallel.same_data import checksum, other_batch
 from keras_megatron.parallel.torch_engine.devices import distribute_data_input
 from keras_megatron.parallel.torch_engine.variables import whole
 from keras_megatron.patching import patched
@@ -77,21 +77,19 @@ def _check_same(tensors: list) -> None:
     """
     if dist.get_world_size() == 1:
         return
-    checksum = 0
-    for tensor in tensors:
-        if tensor is not None:
-            described = f"{tuple(tensor.shape)} {tensor.dtype}".encode()
-            checksum = zlib.crc32(described, checksum)
-            flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-            checksum = zlib.crc32(flat.numpy(), checksum)
-    extremes = torch.tensor([checksum, -checksum], device=_collective_device())
+    number = checksum(
+        (
+            f"{tuple(tensor.shape)} {tensor.dtype}",
+            tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy(),
+        )
+        for tensor in tensors
+        if tensor is not None
+    )
+    extremes = torch.tensor([number, -number], device=_collective_device())
     dist.all_reduce(extremes, dist.ReduceOp.MAX)
     highest, lowest = extremes.tolist()
     if highest != -lowest:
-        raise ValueError(
-            f"process {dist.get_rank()} was given another batch than others: give each process the "
-            "same data, all of it, in the same order"
-        )
+        raise other_batch(dist.get_rank())
 
 
 def _collective_device() -> str:
