@@ -92,6 +92,7 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=pathlib.Path, metavar="DATA_FOLDER")
     parser.add_argument("output", type=pathlib.Path, help="of .json and .md, without the ending")
+    parser.add_argument("--preset", default="megatron_bert_tiny_uncased")
     parser.add_argument("--dtype", default="float32", help="or mixed_bfloat16, for the training")
     parser.add_argument("--workers", type=int, default=1, help="runs side by side")
     parser.add_argument(
@@ -110,13 +111,14 @@ def run_example(example: str, run: str, options: argparse.Namespace, results: Re
     """
     script = pathlib.Path(__file__).with_name(f"{example}.py")
     command = [sys.executable, str(script), str(options.data), "--dtype", options.dtype]
+    command += ["--preset", options.preset]
     threads = max(1, (os.cpu_count() or 1) // options.workers)
     log = options.logs / f"{example}_{run}.log"
     start = time.perf_counter()
     with log.open("w") as stream:
         done = subprocess.run(
             [*command, *RUNS[run]],
-            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+            env={"OMP_NUM_THREADS": str(threads), **os.environ},
             stdout=stream,
             stderr=subprocess.STDOUT,
         )

@@ -122,23 +122,21 @@ class MegatronBertTokenizer(VocabularyAsset, keras_hub.tokenizers.Tokenizer):
         """Turn texts into ids and say which characters each id comes from.
 
         Args:
-            inputs: texts, as the class says; not in a graph.
+            inputs: texts, as the class says.
 
         Returns:
             The ids as `tokenize` returns them, and for each id a pair (start, end): it comes from
             `text[start:end]`, where `text` is the original string, before any normalization. The
-            pairs are a list for one text, a list of lists for a batch. Offsets into bytes are those
-            into their decoded text.
+            pairs are a list for one text, a list of lists for a batch; in a graph an int64 tensor
+            (pieces, 2), or a ragged one (batch, pieces, 2). Offsets into bytes are those into their
+            decoded text.
 
         Raises:
-            ValueError: something in `inputs` is not a string, or this is in a graph.
+            ValueError: something in `inputs` is not a string.
         """
         self._checked_vocabulary()
         if self._use_tf_workflow():
-            raise ValueError(
-                "tokenize_with_offsets does not work in a TensorFlow graph: call it outside of "
-                "tf.data and tf.function"
-            )
+            return self._graph().tokenize_with_offsets(inputs)
         texts, batched = as_strings(inputs, "inputs")
         ids, offsets = self._eager.tokenize_with_offsets(texts)
         if batched:
@@ -168,7 +166,11 @@ class MegatronBertTokenizer(VocabularyAsset, keras_hub.tokenizers.Tokenizer):
         return texts if batched else texts[0]
 
     def encode(
-        self, first: Texts, second: Texts | None = None, sequence_length: int | None = None
+        self,
+        first: Texts,
+        second: Texts | None = None,
+        sequence_length: int | None = None,
+        pad_to_longest: bool = False,
     ) -> dict[str, np.ndarray]:
         """Turn texts, or pairs of texts, into arrays that a model takes.
 
@@ -181,6 +183,8 @@ class MegatronBertTokenizer(VocabularyAsset, keras_hub.tokenizers.Tokenizer):
             second: None, or as many texts as `first`.
             sequence_length: int. Columns of the arrays. None cuts nothing and takes as many as the
                 longest row needs.
+            pad_to_longest: bool. Whether `sequence_length` cuts only, and there are as many columns
+                as the longest row needs.
 
         Returns:
             A dict of arrays (batch, columns), or (columns,) for one text, of the tokenizer's dtype:
@@ -194,14 +198,14 @@ class MegatronBertTokenizer(VocabularyAsset, keras_hub.tokenizers.Tokenizer):
         self._checked_vocabulary()
         check_sequence_length(sequence_length, pair=second is not None)
         if self._use_tf_workflow():
-            return self._graph().encode(first, second, sequence_length)
+            return self._graph().encode(first, second, sequence_length, pad_to_longest)
         texts, batched = as_strings(first, "first")
         partner_ids = None
         if second is not None:
             partners = as_partners(second, len(texts), batched)
             partner_ids = self._eager.tokenize(partners)
         ids = self._eager.tokenize(texts)
-        arrays = self.pack(ids, partner_ids, sequence_length)
+        arrays = self.pack(ids, partner_ids, sequence_length, pad_to_longest)
         return arrays if batched else {name: array[0] for name, array in arrays.items()}
 
     def pack(
@@ -209,19 +213,25 @@ class MegatronBertTokenizer(VocabularyAsset, keras_hub.tokenizers.Tokenizer):
         first: list[list[int]],
         second: list[list[int]] | None = None,
         sequence_length: int | None = None,
+        pad_to_longest: bool = False,
     ) -> dict[str, np.ndarray]:
         """Do what `encode` does, with the ids of texts that are tokenized already.
 
         Args:
-            first: ids of each text.
+            first: ids of each text; in a graph ragged (batch, pieces).
             second: None, or ids of each text's partner.
             sequence_length: as of `encode`.
+            pad_to_longest: as of `encode`.
 
         Returns:
             A dict of arrays as of `encode`, each (len(first), columns).
         """
         vocabulary = self._checked_vocabulary()
-        return pack(first, second, vocabulary, sequence_length, self.compute_dtype)
+        if self._use_tf_workflow():
+            return self._graph().pack(first, second, sequence_length, pad_to_longest)
+        return pack(
+            first, second, vocabulary, sequence_length, self.compute_dtype, pad_to_longest
+        )
 
     def _graph(self) -> GraphWordPiece:
         if self._in_graph is None:

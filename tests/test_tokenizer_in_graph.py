@@ -227,10 +227,6 @@ def test_errors():
         tf.function(bert.tokenize, autograph=False)(tf.constant([1]))
     with pytest.raises(ValueError, match=r"first must be .* not string of rank 2"):
         tf.function(bert.encode, autograph=False)(tf.constant([["a"]]))
-    with pytest.raises(
-        ValueError, match="tokenize_with_offsets does not work in a TensorFlow graph"
-    ):
-        tf.function(bert.tokenize_with_offsets, autograph=False)(tf.constant(["a"]))
     with pytest.raises(ValueError, match="second must be a batch, as first"):
         tf.function(bert.encode, autograph=False)(tf.constant(["a"]), tf.constant("b"))
     pair = tf.function(lambda x: bert.encode(x, x, 2), autograph=False)

@@ -44,13 +44,12 @@ class Trainer:
         generator = torch.Generator().manual_seed(1)
         head = torch.randn(hidden, 2, generator=generator) * 0.02
         weights = {**weights, "binary_head/kernel": head, "binary_head/bias": torch.zeros(2)}
-        self.weights = {name: tensor.clone().requires_grad_() for name, tensor in weights.items()}
+        self.weights = {
+            name: as_matrix(name, tensor).clone().requires_grad_()
+            for name, tensor in weights.items()
+        }
         self.heads, self.layers = heads, layers
-        plain = ("bias", "gamma", "beta")
-        decayed = [w for name, w in self.weights.items() if name.split("/")[-1] not in plain]
-        others = [w for name, w in self.weights.items() if name.split("/")[-1] in plain]
-        groups = [{"params": decayed, "weight_decay": 0.01}, {"params": others, "weight_decay": 0}]
-        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), eps=1e-6, fused=True)
+        self.optimizers = make_optimizers(self.weights)
         self._encode = torch.compile(self._encoded, dynamic=False) if compiled else self._encoded
         self._chunk = torch.compile(chunk_of_loss, dynamic=True) if compiled else chunk_of_loss
 
@@ -71,16 +70,18 @@ class Trainer:
         order_loss = F.cross_entropy(order, batch.order, reduction="sum") / ordered.clamp(min=1)
         (loss + order_loss).backward()
         torch.nn.utils.clip_grad_norm_(self.weights.values(), 1.0)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+            optimizer.zero_grad()
         return {"loss": float(loss), "accuracy": float(right), "order_loss": float(order_loss)}
 
     def save(self, path: Path, progress: dict) -> None:
         """Write everything that going on needs."""
         weights = {name: tensor.detach() for name, tensor in self.weights.items()}
-        state = {"weights": weights, "optimizer": self.optimizer.state_dict(), **progress}
+        optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
+        state = {"weights": weights, "optimizers": optimizers, **progress}
         torch.save(state, path.with_suffix(".part"))
         path.with_suffix(".part").replace(path)
 
@@ -90,7 +91,8 @@ class Trainer:
         with torch.no_grad():
             for name, tensor in state.pop("weights").items():
                 self.weights[name].copy_(tensor)
-        self.optimizer.load_state_dict(state.pop("optimizer"))
+        for optimizer, saved in zip(self.optimizers, state.pop("optimizers"), strict=True):
+            optimizer.load_state_dict(saved)
         return state
 
     def _encoded(self, token_ids, segment_ids, positions):
@@ -111,18 +113,47 @@ class Trainer:
         return x, pooled.float()
 
 
+def as_matrix(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """Lay out an attention kernel, (hidden, heads, size) or back, as the matrix that it is."""
+    if tensor.ndim < 3:
+        return tensor
+    return tensor.flatten(0, 1) if "attention_output" in name else tensor.flatten(1)
+
+
+def make_optimizers(weights: dict[str, torch.Tensor]) -> list[torch.optim.Optimizer]:
+    """Return Muon for the layers' matrices, with steps as large as AdamW's, and AdamW for the rest.
+
+    Muon (https://kellerjordan.github.io/posts/muon) learns as much of about half the text.
+    """
+    matrices = {n for n in weights if n.startswith("transformer_layer_") and n.endswith("kernel")}
+    plain = ("bias", "gamma", "beta")
+    rest = [(name.endswith(plain), w) for name, w in weights.items() if name not in matrices]
+    groups = [
+        {"params": [w for is_plain, w in rest if is_plain is exempt], "weight_decay": decay}
+        for exempt, decay in ((False, 0.01), (True, 0.0))
+    ]
+    return [
+        torch.optim.AdamW(groups, betas=(0.9, 0.98), eps=1e-6, fused=True),
+        torch.optim.Muon(
+            [weights[name] for name in sorted(matrices)],
+            weight_decay=0.01,
+            adjust_lr_fn="match_rms_adamw",
+        ),
+    ]
+
+
 def transformer_layer(
     x, mask, heads, g1, b1, qk, qb, kk, kb, vk, vb, ok, ob, g2, b2, uk, ub, dk, db
 ):
     """Megatron's layer (arXiv 1909.08053, figure 7, right), without dropout."""
     batch, sequence, hidden = x.shape
     normed = normalized(x, g1, b1)
-    kernel = torch.cat([kernel.reshape(hidden, -1) for kernel in (qk, kk, vk)], 1)
-    qkv = dense(normed, kernel, torch.cat([bias.reshape(-1) for bias in (qb, kb, vb)]))
+    biases = torch.cat([bias.flatten() for bias in (qb, kb, vb)])
+    qkv = dense(normed, torch.cat([qk, kk, vk], 1), biases)
     query, key, value = qkv.view(batch, sequence, 3, heads, -1).permute(2, 0, 3, 1, 4)
     scores = (query @ key.transpose(-1, -2)).float() / math.sqrt(hidden // heads) + mask
     context = (torch.softmax(scores, -1).to(HALF) @ value).transpose(1, 2).flatten(2)
-    x = x + dense(context, ok.flatten(0, 1), ob).float()
+    x = x + dense(context, ok, ob).float()
     fed = F.gelu(dense(normalized(x, g2, b2), uk, ub))
     return x + dense(fed, dk, db).float()
 

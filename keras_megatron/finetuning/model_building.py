@@ -5,7 +5,7 @@ import numpy as np
 
 from keras_megatron.finetuning.examples import Examples
 from keras_megatron.finetuning.jobs import TrainableJob
-from keras_megatron.finetuning.stored_task import stored_task
+from keras_megatron.presets.stored_task import stored_task
 
 _CHUNK = 1024  # samples that are tokenized at a time, to find the longest one
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from keras_megatron.finetuning.job_table import job_of
 from keras_megatron.finetuning.jobs import Job
-from keras_megatron.finetuning.stored_task import stored_task
+from keras_megatron.presets.stored_task import stored_task
 
 
 def predict(

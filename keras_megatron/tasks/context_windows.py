@@ -136,7 +136,8 @@ def make_windows(
     for index, context in enumerate(contexts):
         tokens = len(ids[place[context]])
         room = sequence_length - SPECIAL_TOKENS - len(question_ids[index])
-        begins = range(0, max(tokens - overlap, 1), room - overlap)
+        # Beside a long question that was not cut, `room` may be less than `overlap`.
+        begins = [0] if tokens <= room else range(0, tokens - overlap, room - overlap)
         example += [index] * len(begins)
         first += begins
         count += [min(room, tokens - begin) for begin in begins]

@@ -86,11 +86,11 @@ class MegatronBertQuestionAnsweringPreprocessor(
         self.doc_stride = doc_stride
         self.max_question_length = max_question_length
         self.max_answer_length = max_answer_length
-        self._lengths()  # refuses those that do not go together
+        self.window_lengths()  # refuses those that do not go together
 
     def windows(self, questions: list[str], contexts: list[str]) -> Windows:
         """Cut contexts into windows, without making arrays of them."""
-        overlap, question = self._lengths()
+        overlap, question = self.window_lengths()
         return make_windows(
             self.tokenizer,
             questions,
@@ -101,7 +101,7 @@ class MegatronBertQuestionAnsweringPreprocessor(
             cut_if_all_fits=self.max_question_length is not None,
         )
 
-    def _lengths(self) -> tuple[int, int]:
+    def window_lengths(self) -> tuple[int, int]:
         """Return the overlap of windows and the longest question; `sequence_length` may change."""
         room = self.sequence_length - SPECIAL_TOKENS
         question = self.max_question_length

@@ -1,22 +1,7 @@
-"""WordPiece as TensorFlow ops: the path inside `tf.data`, `tf.function` and SavedModels.
+"""WordPiece as TensorFlow ops: the path inside `tf.data`, `tf.function` and SavedModels."""
 
-TensorFlow's own text ops know other Unicode tables, count bytes where BERT counts characters and
-do not see a special token in a text. So the graph looks each character up in a table that holds
-the reference's own answers: whatever its Unicode version says, the graph says.
-"""
-
-import re
-
-from keras_megatron.tokenization.character_table import (
-    DROPPED,
-    ITSELF,
-    NOTHING,
-    PAGE,
-    STAND_INS,
-    WIDTH,
-    canonical_classes,
-    character_table,
-)
+from keras_megatron.tokenization.character_table import STAND_INS
+from keras_megatron.tokenization.graph_normalization import GraphNormalization
 from keras_megatron.tokenization.vocabulary import CONTINUATION_PREFIX, Vocabulary
 from keras_megatron.tokenization.wordpiece import MAX_CHARACTERS_PER_WORD
 
@@ -40,19 +25,12 @@ class GraphWordPiece:
 
         self._special_ids = vocabulary.ids
         self._dtype = dtype
-        page_of, pages = character_table(lowercase)
         # Should the vocabulary have a stand-in's character as a piece: it matches no text, and a
         # piece with a space matches none either.
         replaced = STAND_INS | {stand_in: f" {stand_in}" for stand_in in STAND_INS.values()}
-        classes = canonical_classes() if lowercase else {}
-        # Without a piece that has such a mark, a word with one is [UNK] in any order.
-        self._sorts_marks = not classes.keys().isdisjoint("".join(vocabulary.pieces))
+        self._normalize = GraphNormalization(lowercase, "".join(vocabulary.pieces))
         # Outside of the graph that is being traced, so that the next graph can use them too.
         with tf.init_scope(), tf.device("cpu"):
-            self._page_of = tf.constant(page_of)
-            self._pages = tf.constant(pages)
-            self._marks = tf.constant([ord(mark) for mark in classes], "int32")
-            self._classes = tf.constant(list(classes.values()), "int64")
             self._pieces = tf.constant(vocabulary.pieces)
             self._wordpiece = _import_tf_text().FastWordpieceTokenizer(
                 [replaced.get(piece, piece) for piece in vocabulary.pieces],
@@ -76,10 +54,31 @@ class GraphWordPiece:
         pieces = tf.strings.reduce_join(tf.gather(self._pieces, ids), axis=-1, separator=" ")
         return tf.strings.regex_replace(pieces, f" {CONTINUATION_PREFIX}", "")
 
-    def encode(self, first, second, sequence_length: int | None) -> dict:
-        """Do what `_packing.pack` does with ids, for texts."""
+    def tokenize_with_offsets(self, texts):
+        """Return ids and the characters that they come from, as `RustWordPiece` does.
+
+        Returns:
+            Ids, (pieces,) or ragged (batch, pieces), and int64 (start, end) of each, (pieces, 2) or
+            ragged (batch, pieces, 2).
+        """
         import tensorflow as tf
 
+        texts, batched = _as_batch(texts, "inputs")
+        words = self._normalize(texts)
+        ids, counts = self._pieces_of(words.words)
+        ids = ids.merge_dims(1, 2)
+        # The pieces of all words stand side by side, as the characters do that words are made of.
+        ends = tf.cumsum(tf.cast(counts, "int64"))
+        starts = tf.gather(words.starts, ends - tf.cast(counts, "int64"))
+        offsets = tf.stack([starts, tf.gather(words.ends, ends - 1)], axis=-1)
+        if batched:
+            return ids, ids.with_values(offsets)
+        return ids[0], offsets
+
+    def encode(
+        self, first, second, sequence_length: int | None, pad_to_longest: bool = False
+    ) -> dict:
+        """Do what `MegatronBertTokenizer.encode` does, with string tensors (batch,) or ()."""
         texts, batched = _as_batch(first, "first")
         ids, partner_ids = self._ids(texts), None
         if second is not None:
@@ -87,65 +86,63 @@ class GraphWordPiece:
             if both_batched != batched:
                 raise ValueError(f"second must be {'a batch' if batched else 'one text'}, as first")
             partner_ids = self._ids(partners)
+        arrays = self.pack(ids, partner_ids, sequence_length, pad_to_longest)
+        return arrays if batched else {name: array[0] for name, array in arrays.items()}
+
+    def pack(self, ids, partner_ids, sequence_length: int | None, pad_to_longest: bool) -> dict:
+        """Do what `packing.pack` does, with ragged ids (batch, pieces)."""
+        import tensorflow as tf
+
         if sequence_length is not None:
             ids, partner_ids = _truncate(ids, partner_ids, sequence_length)
-        start = tf.fill([ids.nrows(), 1], tf.cast(self._special_ids["[CLS]"], self._dtype))
-        end = tf.fill([ids.nrows(), 1], tf.cast(self._special_ids["[SEP]"], self._dtype))
+        start, end, padding = (
+            tf.cast(self._special_ids[token], self._dtype) for token in ("[CLS]", "[SEP]", "[PAD]")
+        )
+        start, end = (tf.fill([ids.nrows(), 1], token) for token in (start, end))
         segments = [tf.concat([start, ids, end], axis=1)]
         if partner_ids is not None:
             segments.append(tf.concat([partner_ids, end], axis=1))
+        columns = None if pad_to_longest else sequence_length
 
         def dense(parts, padding=0):
             rows = tf.concat(parts, axis=1)
-            array = rows.to_tensor(default_value=padding, shape=[None, sequence_length])
-            return array if batched else array[0]
+            return rows.to_tensor(default_value=padding, shape=[None, columns])
 
         return {
-            "token_ids": dense(segments, self._special_ids["[PAD]"]),
+            "token_ids": dense(segments, padding),
             "segment_ids": dense([part * 0 + index for index, part in enumerate(segments)]),
             "padding_mask": dense([part * 0 + 1 for part in segments]),
         }
 
     def _ids(self, texts):
+        ids, _ = self._pieces_of(self._normalize(texts).words)
+        return ids.merge_dims(1, 2)
+
+    def _pieces_of(self, words):
+        """Tokenize words.
+
+        Args:
+            words: ragged string tensor (batch, words).
+
+        Returns:
+            Ids, ragged (batch, words, pieces), and how many characters each is of, flat.
+        """
         import tensorflow as tf
 
-        words = tf.strings.split(self._normalize(texts))
         # The reference counts characters. The op counts bytes: its own limit only has to be wider.
         lengths = tf.strings.length(words.values, unit="UTF8_CHAR")
         known = tf.where(lengths > MAX_CHARACTERS_PER_WORD, STAND_INS["[UNK]"], words.values)
-        ids = self._wordpiece.tokenize(words.with_values(known)).merge_dims(1, 2)
-        return tf.cast(ids, self._dtype)
-
-    def _normalize(self, texts):
-        """Clean, fold and split: what remains are words with spaces between them."""
-        import tensorflow as tf
-
-        texts = tf.strings.unicode_transcode(texts, "UTF-8", "UTF-8", errors="replace")
-        texts = tf.strings.regex_replace(texts, f"[{''.join(STAND_INS.values())}]", DROPPED)
-        for token, stand_in in STAND_INS.items():
-            texts = tf.strings.regex_replace(texts, re.escape(token), stand_in)
-        codes = tf.strings.unicode_decode(texts, "UTF-8")
-        page = tf.gather(self._page_of, codes.values // PAGE)
-        found = tf.gather(self._pages, page * PAGE + codes.values % PAGE)
-        found = tf.where(found == ITSELF, codes.values[:, tf.newaxis], found)
-        codes = tf.RaggedTensor.from_row_splits(
-            tf.reshape(found, [-1]), codes.row_splits * WIDTH, validate=False
+        ids, starts, ends = self._wordpiece.tokenize_with_offsets(known)
+        ids = tf.cast(ids, self._dtype)
+        pieces = tf.strings.substr(
+            tf.repeat(known, ids.row_lengths()), starts.values, ends.values - starts.values
         )
-        codes = tf.ragged.boolean_mask(codes, codes != NOTHING)
-        if self._sorts_marks:
-            codes = self._sort_marks(codes)
-        return tf.strings.unicode_encode(codes, "UTF-8")
-
-    def _sort_marks(self, codes):
-        """Put the combining marks of each letter in canonical order."""
-        import tensorflow as tf
-
-        is_mark = codes.values[:, tf.newaxis] == self._marks
-        classes = tf.reduce_sum(tf.where(is_mark, self._classes, 0), axis=1)
-        # A letter, of class 0, and its marks: one place in the order. So is the start of a row.
-        place = tf.cumsum(tf.cast(classes == 0, "int64")) + codes.value_rowids()
-        order = tf.argsort(place * 256 + classes, stable=True)
-        return codes.with_values(tf.gather(codes.values, order))
+        counts = tf.where(
+            ids.values == self._special_ids["[UNK]"],
+            tf.repeat(lengths, ids.row_lengths()),  # the whole word, which `known` may have lost
+            tf.strings.length(pieces, unit="UTF8_CHAR"),
+        )
+        return words.with_values(ids), counts
 
 
 def _as_batch(texts, name: str):

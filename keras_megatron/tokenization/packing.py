@@ -31,6 +31,7 @@ def pack(
     vocabulary: Vocabulary,
     sequence_length: int | None,
     dtype: str,
+    pad_to_longest: bool = False,
 ) -> dict[str, np.ndarray]:
     """Add [CLS] and [SEP], truncate, pad.
 
@@ -40,6 +41,7 @@ def pack(
         vocabulary: has the ids to add.
         sequence_length: columns of the arrays; None takes as many as the longest row needs.
         dtype: of the arrays.
+        pad_to_longest: whether to truncate only, and take as many columns as the longest row needs.
 
     Returns:
         `token_ids`, `segment_ids` and `padding_mask`, each (len(first), columns).
@@ -52,7 +54,7 @@ def pack(
     if second is not None:
         rows = [[*row, *ids, end] for row, ids in zip(rows, second, strict=True)]
     lengths = _lengths(rows)
-    if sequence_length is None:
+    if sequence_length is None or pad_to_longest:
         sequence_length = lengths.max(initial=0)
 
     columns = np.arange(sequence_length)

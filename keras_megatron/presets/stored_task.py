@@ -1,6 +1,7 @@
 """Which task a preset was saved from, without loading it."""
 
 import dataclasses
+import json
 
 from keras_hub.src.utils.preset_utils import check_file_exists, load_json
 
@@ -53,3 +54,11 @@ def stored_task(preset: str) -> StoredTask | None:
             own = None if names == default_class_names(len(names)) else names
             return StoredTask(name, len(names), own)
     return None
+
+
+def is_quantized(preset: str) -> bool:
+    """Say whether a Keras preset's weights are stored in int8 or int4."""
+    if not check_file_exists(preset, _CONFIG_FILE):
+        return False
+    config = load_json(preset).get("config", {})
+    return "Quantized" in json.dumps(config.get("dtype"))
