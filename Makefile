@@ -47,5 +47,5 @@ clean:
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[jax,torch,tensorflow,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[jax,torch,tensorflow,serving,dev]'
 	touch $@

@@ -4,6 +4,7 @@
 from keras_megatron import finetuning as finetuning
 from keras_megatron import parallel as parallel
 from keras_megatron import presets as presets
+from keras_megatron import serving as serving
 from keras_megatron.backbone import MegatronBertBackbone
 from keras_megatron.tasks.causal_lm import MegatronBertCausalLM
 from keras_megatron.tasks.causal_lm_preprocessor import MegatronBertCausalLMPreprocessor

@@ -9,7 +9,7 @@ import rich.table
 import rich.text
 import typer
 
-from keras_megatron import cli_finetuning, cli_planning
+from keras_megatron import cli_finetuning, cli_planning, cli_serving
 from keras_megatron.cli_presets import DEFAULT_PRESET, check_preset
 
 # Each with the work it is from; all are in the public domain.
@@ -157,6 +157,7 @@ def presets() -> None:
 app.command()(cli_finetuning.finetune)
 app.command()(cli_finetuning.predict)
 app.command()(cli_planning.plan)
+app.command()(cli_serving.export)
 
 
 def _table(title: str, lines: bool = False) -> rich.table.Table:

@@ -27,14 +27,14 @@ def check_graph(folder: pathlib.Path) -> list[str]:
     strange = [name for name in operations if not _is_servable(name)]
     if strange:
         raise ValueError(
-            f"the graph has operations that TensorFlow Serving lacks: {', '.join(strange)}; this is "
-            "an error of keras_megatron, please report it"
+            f"the graph has operations that TensorFlow Serving lacks: {', '.join(strange)}; this "
+            "is an error of keras_megatron, please report it"
         )
     paths = paths_in(folder)
     if paths:
         raise ValueError(
-            f"the graph has a path of this machine, {paths[0]}; this is an error of keras_megatron, "
-            "please report it"
+            f"the graph has a path of this machine, {paths[0]}; this is an error of "
+            "keras_megatron, please report it"
         )
     return operations
 

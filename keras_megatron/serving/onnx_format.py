@@ -21,7 +21,6 @@ from keras_megatron.tasks.text_embedder import MegatronBertTextEmbedder
 from keras_megatron.tasks.token_classifier import MegatronBertTokenClassifier
 
 _PRECISIONS = ("float32", "bfloat16", "int8")
-# Axes of an input by their number, from the first.
 _AXES = {2: ("batch", "sequence"), 3: ("batch", "choices", "sequence")}
 _OTHER_AXES = {
     "mask_positions": ("batch", "masks"),
@@ -35,12 +34,13 @@ def write_onnx(model, folder: pathlib.Path, precision: str) -> None:
 
     Inputs are the model's, by their names. Outputs are float32: `logits`; `embedding` of an
     embedder; `mlm` and `nsp` of a pretrainer; `sequence_output` and `pooled_output` of a backbone.
-    All axes but the last of an output may have any size when it runs; a sequence with more tokens
-    than the model has positions is an error of the runtime's then.
+    Batch, sequence, masks and choices may have any size when it runs. A sequence with more tokens
+    than the model has positions is an error of the runtime's then; ids are not checked.
 
     In int8 the kernels of the encoder and the table of words are stored in 8 bits, a scale a
     column, and onnxruntime rounds what it multiplies them by to 8 bits, with one scale for a whole
-    batch: what else is in a batch changes a row a little. Heads stay in float32.
+    batch: what else is in a batch changes a row a little. Heads stay in float32. It is meant for
+    CPUs with 8-bit dot products (VNNI; those of ARM too): on others sums may saturate.
 
     Args:
         model: a task or a backbone.
@@ -86,9 +86,8 @@ def model_graph(model, int8: str | None = None) -> OnnxGraph:
     _refuse_quantized(model)
     graph = OnnxGraph(int8)
     for name, tensor in model.input.items():
-        axes = _OTHER_AXES.get(name, _AXES[2 if len(tensor.shape) == 2 else 3])
-        fixed = tensor.shape[len(axes) :]
-        graph.input(name, (*axes, *fixed), tensor.dtype)
+        axes = _OTHER_AXES.get(name, _AXES[len(tensor.shape)])
+        graph.input(name, (*axes, *tensor.shape[len(axes) :]), tensor.dtype)
     head(graph, model)
     return graph
 

@@ -94,25 +94,21 @@ class OnnxGraph:
         scale = self.node("Unsqueeze", scale, self.ints(-1))
         return self.node("Mul", self.cast(rows, "float32"), scale)
 
-    def product_with_rows(self, x: str, name: str, table: np.ndarray) -> str:
-        """Multiply by each row of a table that `rows` has, too; it is kept once."""
+    def product_with_rows(self, x: str, name: str) -> str:
+        """Multiply by each row of a table that `rows` has added; it is kept once."""
         if not self.int8:
-            columns = self.node("Transpose", self.weight(name, table), perm=[1, 0])
-            return self.node("MatMul", x, columns)
-        table, scale = self._int8_weight(name, table, axis=1)
-        return self._int8_product(x, self.node("Transpose", table, perm=[1, 0]), scale)
+            return self.node("MatMul", x, self.node("Transpose", name, perm=[1, 0]))
+        columns = self.node("Transpose", f"{name}.int8", perm=[1, 0])
+        return self._int8_product(x, columns, f"{name}.scale")
 
     def _int8_weight(self, name: str, array: np.ndarray, axis: int) -> tuple[str, str]:
         """Add a matrix in 8 bits, with a scale for each slice along `axis`.
 
         Symmetric and signed: zero points take onnxruntime nearly twice as long, for no less error.
         """
-        if f"{name}.int8" not in self.weights:
-            scale = np.maximum(np.abs(array).max(axis) / 127, np.finfo("float32").tiny)
-            steps = np.round(array / np.expand_dims(scale, axis))
-            self.weight(f"{name}.int8", steps.astype("int8"))
-            self.weight(f"{name}.scale", scale)
-        return f"{name}.int8", f"{name}.scale"
+        scale = np.maximum(np.abs(array).max(axis) / 127, np.finfo("float32").tiny)
+        steps = np.round(array / np.expand_dims(scale, axis)).astype("int8")
+        return self.weight(f"{name}.int8", steps), self.weight(f"{name}.scale", scale)
 
     def _int8_product(self, x: str, kernel: str, scale: str) -> str:
         if self.int8 == "stored":

@@ -90,9 +90,7 @@ def attention_bias(graph: OnnxGraph, padding_mask: str, causal: bool) -> str:
     seen = graph.node("Unsqueeze", graph.cast(padding_mask, "bool"), graph.ints(1, 2))
     if causal:
         length = graph.node("Squeeze", graph.sizes(padding_mask, 1, 2))
-        positions = graph.node(
-            "Range", graph.number(0, "int64"), length, graph.number(1, "int64")
-        )
+        positions = graph.node("Range", graph.number(0, "int64"), length, graph.number(1, "int64"))
         query = graph.node("Unsqueeze", positions, graph.ints(1))
         past = graph.node("GreaterOrEqual", query, positions)
         seen = graph.node("And", seen, past)
@@ -167,8 +165,7 @@ def masked_lm_head(graph: OnnxGraph, layer, states: str, mask_positions: str = "
         states = graph.node("GatherND", states, index, batch_dims=1)
     hidden = dense(graph, layer.dense, "mlm_head.dense", states, exact=True)
     hidden = layer_norm(graph, layer.layer_norm, "mlm_head.norm", hidden)
-    table = numbers(layer.token_embedding.embeddings)
-    logits = graph.product_with_rows(hidden, "token_embedding", table)
+    logits = graph.product_with_rows(hidden, "token_embedding")
     return graph.node("Add", logits, graph.weight("mlm_head.bias", numbers(layer.bias)))
 
 

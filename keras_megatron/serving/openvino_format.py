@@ -5,6 +5,7 @@ import tempfile
 
 import openvino
 
+from keras_megatron.layers.token_inputs import INPUTS
 from keras_megatron.serving.onnx_format import check_precision, model_graph
 
 
@@ -33,10 +34,21 @@ def write_openvino(model, folder: pathlib.Path, precision: str) -> None:
         path = pathlib.Path(temporary) / "model.onnx"
         graph.save(path)
         converted = openvino.Core().read_model(path)
+        _bound_sequences(converted, getattr(model, "backbone", model).max_sequence_length)
         _name_only_ends(converted)
         half = precision == "bfloat16"
         openvino.save_model(converted, folder / "model.xml", compress_to_fp16=half)
         del converted  # it maps the file
+
+
+def _bound_sequences(converted: openvino.Model, limit: int) -> None:
+    """Make inputs with more tokens than there are positions an error: OpenVINO checks nothing."""
+    shapes = {}
+    for value in converted.inputs:
+        shapes[value.any_name] = shape = value.partial_shape
+        if value.any_name in INPUTS:
+            shape[len(shape) - 1] = openvino.Dimension(1, limit)
+    converted.reshape(shapes)
 
 
 def _name_only_ends(converted: openvino.Model) -> None:

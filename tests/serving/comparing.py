@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import numpy as np
+import tensorflow as tf
 
 FRESH = pathlib.Path(__file__).with_name("fresh_process.py")
 
@@ -17,6 +18,19 @@ def ask_fresh_process(jobs: list[dict]) -> list[dict[str, list]]:
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)
+
+
+def ask(folder, signature: str = "serving_default", **inputs) -> dict:
+    """Ask a SavedModel in this process; return tensors."""
+    loaded = tf.saved_model.load(str(folder))  # its weights go with it
+    return loaded.signatures[signature](**{name: tf.constant(v) for name, v in inputs.items()})
+
+
+def as_json(value):
+    """Turn bytes, in lists, into text."""
+    if isinstance(value, list):
+        return [as_json(item) for item in value]
+    return value.decode() if isinstance(value, bytes) else value
 
 
 def inputs_of(name: str, x) -> dict[str, list]:
@@ -31,71 +45,91 @@ def inputs_of(name: str, x) -> dict[str, list]:
     return {"prompt" if name == "CausalLM" else "text": x}
 
 
+# === By the Keras model ===
+
+
+def _classes(model, x) -> list:
+    answers = model.classify(x)
+    if model.num_classes == 1:
+        return [(answer["score"],) for answer in answers]
+    if model.multi_label:
+        return [(list(map(str, a["labels"])), *a["scores"].values()) for a in answers]
+    return [(str(a["label"]), a["score"], *a["scores"].values()) for a in answers]
+
+
+def _tokens(model, x) -> list:
+    return [
+        [[(t["token_str"], t["token"], t["score"]) for t in mask] for mask in masks]
+        for masks in model.fill_mask(x)
+    ]
+
+
+def _spans(model, x) -> list:
+    fields = ("text", "start", "end", "score")
+    return [[(str(s["label"]), *(s[f] for f in fields)) for s in spans] for spans in model.tag(x)]
+
+
+_KERAS = {
+    "CausalLM": lambda model, x: model.generate(x),
+    "MaskedLM": _tokens,
+    "MultipleChoice": lambda model, x: [
+        (answer["choice"], answer["text"], *answer["scores"]) for answer in model.choose(*x)
+    ],
+    "NextSentencePredictor": lambda model, x: [(float(p),) for p in model.follows(*x)],
+    "QuestionAnswering": lambda model, x: [
+        (answer["answer"], answer["start"], answer["end"], answer["score"])
+        for answer in model.answer(*x)
+    ],
+    "TextClassifier": _classes,
+    "TextEmbedder": lambda model, x: [tuple(row) for row in model.encode_text(x).tolist()],
+    "TokenClassifier": _spans,
+}
+
+
 def keras_answers(name: str, model, x) -> list:
-    """Return a list of what `served_answers` makes of the signature's outputs, by the model."""
-    if name == "TextClassifier":
-        answers = model.classify(x)
-        if model.num_classes == 1:
-            return [(answer["score"],) for answer in answers]
-        if model.multi_label:
-            return [(answer["labels"], *answer["scores"].values()) for answer in answers]
-        return [(str(a["label"]), a["score"], *a["scores"].values()) for a in answers]
-    if name == "TokenClassifier":
-        return [[_span(span) for span in spans] for spans in model.tag(x)]
-    if name == "QuestionAnswering":
-        return [(a["answer"], a["start"], a["end"], a["score"]) for a in model.answer(*x)]
-    if name == "MultipleChoice":
-        return [(a["choice"], a["text"], *a["scores"]) for a in model.choose(*x)]
-    if name == "MaskedLM":
-        return [
-            [[(t["token_str"], t["token"], t["score"]) for t in mask] for mask in masks]
-            for masks in model.fill_mask(x)
-        ]
-    if name == "NextSentencePredictor":
-        return [(float(p),) for p in model.follows(*x)]
-    if name == "TextEmbedder":
-        return [tuple(row) for row in model.encode_text(x).tolist()]
-    assert name == "CausalLM", name
-    return model.generate(x)
+    """Return what the model answers, a tuple or list a sample; compare with `difference`."""
+    return _KERAS[name](model, x)
 
 
-def _span(span: dict) -> tuple:
-    return str(span["label"]), span["text"], span["start"], span["end"], span["score"]
+# === By the SavedModel ===
+
+
+def _served_classes(row: dict, x) -> tuple:
+    if "labels" not in row:
+        return (row["score"],)
+    if "chosen" in row:
+        pairs = zip(row["labels"], row["chosen"], strict=True)
+        return [name for name, chosen in pairs if chosen], *row["scores"]
+    return row["label"], row["score"], *row["scores"]
+
+
+def _served_tokens(row: dict, x) -> list:
+    fields = (row[name][: row["masks"]] for name in ("tokens", "token_ids", "scores"))
+    return [list(zip(*mask, strict=True)) for mask in zip(*fields, strict=True)]
+
+
+def _served_spans(row: dict, x) -> list:
+    fields = ("labels", "texts", "starts", "ends", "scores")
+    return list(zip(*(row[field][: row["spans"]] for field in fields), strict=True))
+
+
+_SERVED = {
+    "CausalLM": lambda row, x: row["text"],
+    "MaskedLM": _served_tokens,
+    "MultipleChoice": lambda row, x: (row["choice"], row["text"], *row["scores"][: len(x[1])]),
+    "NextSentencePredictor": lambda row, x: (row["follows"],),
+    "QuestionAnswering": lambda row, x: tuple(row[n] for n in ("answer", "start", "end", "score")),
+    "TextClassifier": _served_classes,
+    "TextEmbedder": lambda row, x: tuple(row["embedding"]),
+    "TokenClassifier": _served_spans,
+}
 
 
 def served_answers(name: str, outputs: dict, x) -> list:
     """Return the outputs of a signature in the form of `keras_answers`."""
     rows = [dict(zip(outputs, row, strict=True)) for row in zip(*outputs.values(), strict=True)]
-    if name == "TextClassifier":
-        if "labels" not in outputs:
-            return [(row["score"],) for row in rows]
-        if "chosen" in outputs:
-            return [([n for n, c in zip(r["labels"], r["chosen"], strict=True) if c], *r["scores"]) for r in rows]  # fmt: skip
-        return [(row["label"], row["score"], *row["scores"]) for row in rows]
-    if name == "TokenClassifier":
-        fields = ("labels", "texts", "starts", "ends", "scores")
-        return [
-            list(zip(*(row[field][: row["spans"]] for field in fields), strict=True))
-            for row in rows
-        ]
-    if name == "QuestionAnswering":
-        return [(row["answer"], row["start"], row["end"], row["score"]) for row in rows]
-    if name == "MultipleChoice":
-        return [
-            (row["choice"], row["text"], *row["scores"][: len(choices)])
-            for row, choices in zip(rows, x[1], strict=True)
-        ]
-    if name in ("MaskedLM", "Pretrainer"):
-        fields = ("tokens", "token_ids", "scores")
-        return [
-            [list(zip(*mask, strict=True)) for mask in zip(*(row[f][: row["masks"]] for f in fields), strict=True)]
-            for row in rows
-        ]  # fmt: skip
-    if name == "NextSentencePredictor":
-        return [(row["follows"],) for row in rows]
-    if name == "TextEmbedder":
-        return [tuple(row["embedding"]) for row in rows]
-    return [row["text"] for row in rows]
+    samples = zip(*x, strict=True) if isinstance(x, tuple) else x
+    return [_SERVED[name](row, sample) for row, sample in zip(rows, samples, strict=True)]
 
 
 def difference(first, second) -> float:

@@ -14,6 +14,7 @@ sys.modules["keras_hub"] = sys.modules["keras_megatron"] = None
 
 import tensorflow as tf  # noqa: E402
 import tensorflow_text  # noqa: E402, F401  its operations
+from comparing import as_json  # noqa: E402
 
 
 def ask(job: dict) -> dict[str, list]:
@@ -28,12 +29,6 @@ def ask(job: dict) -> dict[str, list]:
         for name, array in signature(**inputs).items():
             outputs.setdefault(name, []).extend(as_json(array.numpy().tolist()))
     return outputs
-
-
-def as_json(value):
-    if isinstance(value, list):
-        return [as_json(item) for item in value]
-    return value.decode() if isinstance(value, bytes) else value
 
 
 if __name__ == "__main__":

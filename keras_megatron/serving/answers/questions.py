@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from keras_megatron.serving.answers.endpoint import TEXTS, Endpoint, logits_of, most_tokens
+from keras_megatron.serving.answers.endpoint import TEXTS, Endpoint, logits_of
 from keras_megatron.tasks.context_windows import SPECIAL_TOKENS
 
 # Melville, Moby-Dick (1851), public domain.
@@ -35,9 +35,7 @@ def question_answering(model, options) -> dict[str, Endpoint]:
         )
         return {"answer": text, "start": start, "end": end, "score": score}
 
-    return {
-        "serving_default": Endpoint({"question": TEXTS, "context": TEXTS}, answer, _EXAMPLE)
-    }
+    return {"serving_default": Endpoint({"question": TEXTS, "context": TEXTS}, answer, _EXAMPLE)}
 
 
 class _Windows:
