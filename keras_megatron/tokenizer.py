@@ -4,6 +4,7 @@ from collections.abc import Iterable
 import keras
 import keras_hub
 import numpy as np
+import tokenizers
 
 from keras_megatron.backbone import MegatronBertBackbone
 from keras_megatron.tokenization.graph_wordpiece import GraphWordPiece
@@ -229,9 +230,16 @@ class MegatronBertTokenizer(VocabularyAsset, keras_hub.tokenizers.Tokenizer):
         vocabulary = self._checked_vocabulary()
         if self._use_tf_workflow():
             return self._graph().pack(first, second, sequence_length, pad_to_longest)
-        return pack(
-            first, second, vocabulary, sequence_length, self.compute_dtype, pad_to_longest
-        )
+        return pack(first, second, vocabulary, sequence_length, self.compute_dtype, pad_to_longest)
+
+    def to_tokenizers(self, sequence_length: int = 512) -> tokenizers.Tokenizer:
+        """Return a `tokenizers.Tokenizer` whose rows are those of `encode`, for use without Keras.
+
+        Args:
+            sequence_length: int. Tokens after which it cuts; it pads to the longest row.
+        """
+        self._checked_vocabulary()
+        return self._eager.with_special_tokens(sequence_length)
 
     def _graph(self) -> GraphWordPiece:
         if self._in_graph is None:

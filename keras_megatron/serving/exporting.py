@@ -1,5 +1,6 @@
 import contextlib
 import dataclasses
+import importlib
 import importlib.util
 import json
 import os
@@ -7,12 +8,12 @@ import pathlib
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 
 import keras
 import keras_hub
 
 from keras_megatron.checkpoints.staging import staged_folder
+from keras_megatron.presets.stored_task import is_quantized, stored_task
 from keras_megatron.serving.settings import ExportSettings
 
 
@@ -69,6 +70,8 @@ def export(model, path: str | os.PathLike, format: str = "saved_model", **option
     if isinstance(model, keras_hub.models.CausalLM) and "sampler" not in options:
         options["sampler"] = keras_hub.samplers.serialize(model.sampler)
     settings = make_settings(format, options)
+    if format != "saved_model":
+        return _export_for_runtime(model, path, settings)
     with tempfile.TemporaryDirectory() as preset:
         model.save_to_preset(preset)
         return export_preset(preset, path, settings)
@@ -97,13 +100,47 @@ def export_preset(preset: str, path: str | os.PathLike, settings: ExportSettings
     Raises:
         ValueError: as of `export`.
     """
-    _check_installed(settings)
+    if settings.format != "saved_model":
+        return _export_for_runtime(load(preset, settings, "float32"), path, settings)
+    _check_installed("tensorflow", "tensorflow_text")
     target = pathlib.Path(path).absolute()
-    versioned = settings.format == "saved_model"
-    folder = target / str(_next_version(target)) if versioned else target
+    folder = target / str(_next_version(target))
     with staged_folder(folder) as staged:
         written = _write(preset, staged, settings)
-    return Exported(folder, written.get("signatures", {}), written.get("operations", []))
+    return Exported(folder, written["signatures"], written["operations"])
+
+
+def load(preset: str, settings: ExportSettings, dtype: str):
+    """Load a preset's task, or its backbone.
+
+    Args:
+        preset: name or folder.
+        settings: what is asked for.
+        dtype: to load it in, unless its weights are quantized.
+
+    Raises:
+        ValueError: its weights are quantized and another precision is asked for.
+    """
+    stored = stored_task(preset)
+    name = stored.name if stored else "MegatronBertBackbone"
+    cls = getattr(importlib.import_module("keras_megatron"), name)
+    if not is_quantized(preset):
+        return cls.from_preset(preset, dtype=dtype)
+    if settings.precision not in (None, "int8"):
+        raise ValueError(
+            f"{preset} has quantized weights: export it as it is, without "
+            f"precision={settings.precision!r}"
+        )
+    return cls.from_preset(preset)
+
+
+def _export_for_runtime(model, path: str | os.PathLike, settings: ExportSettings) -> Exported:
+    _check_installed("onnx", *(["openvino"] if settings.format == "openvino" else []))
+    from keras_megatron.serving.runtime_formats import write_for_runtime
+
+    with staged_folder(path) as staged:
+        write_for_runtime(model, staged, settings)
+    return Exported(pathlib.Path(path).absolute(), {}, [])
 
 
 def _next_version(path: pathlib.Path) -> int:
@@ -114,23 +151,13 @@ def _next_version(path: pathlib.Path) -> int:
     return 1
 
 
-def _check_installed(settings: ExportSettings) -> None:
-    for module in _modules(settings):
+def _check_installed(*modules: str) -> None:
+    for module in modules:
         if importlib.util.find_spec(module) is None:
             raise ValueError(
-                f"exporting to {settings.format} needs {module}, which is not installed: pip "
-                "install 'keras-megatron[tensorflow,serving]'"
+                f"this export needs {module}, which is not installed: pip install "
+                "'keras-megatron[tensorflow,serving]'"
             )
-
-
-def _modules(settings: ExportSettings) -> Iterator[str]:
-    yield "tensorflow"
-    if settings.format == "saved_model":
-        yield "tensorflow_text"
-    elif settings.format == "onnx":
-        yield from ("onnx", "tf2onnx")
-    else:
-        yield "openvino"
 
 
 def _write(preset: str, folder: pathlib.Path, settings: ExportSettings) -> dict:

@@ -14,13 +14,13 @@ import sys
 import keras
 import keras_hub
 
-import keras_megatron
-from keras_megatron.presets.stored_task import is_quantized, stored_task
+from keras_megatron.presets.stored_task import is_quantized
+from keras_megatron.serving.exporting import load
 from keras_megatron.serving.settings import ExportSettings
 
 
 def write(preset: str, folder: pathlib.Path, settings: ExportSettings) -> dict:
-    """Load a preset and write it in the format asked for.
+    """Load a preset and write it as a SavedModel.
 
     Args:
         preset: a folder or a name.
@@ -28,43 +28,19 @@ def write(preset: str, folder: pathlib.Path, settings: ExportSettings) -> dict:
         settings: what was asked for.
 
     Returns:
-        What the format says of what it wrote, for JSON.
+        What `write_saved_model` says of it.
 
     Raises:
         ValueError: the preset cannot be loaded, or not be written in this way.
     """
-    if settings.format == "saved_model":
-        from keras_megatron.serving.saved_model import write_saved_model
+    from keras_megatron.serving.saved_model import write_saved_model
 
-        return write_saved_model(load(preset, settings), folder, settings)
-    from keras_megatron.serving.runtime_formats import write_for_runtime
-
-    return write_for_runtime(load(preset, settings), folder, settings)
-
-
-def load(preset: str, settings: ExportSettings):
-    """Load a preset's task, or its backbone, in the precision asked for.
-
-    Raises:
-        ValueError: its weights are quantized and another precision is asked for.
-    """
-    stored = stored_task(preset)
-    cls = getattr(keras_megatron, stored.name if stored else "MegatronBertBackbone")
-    if is_quantized(preset):
-        if settings.precision not in (None, "int8"):
-            raise ValueError(
-                f"{preset} has quantized weights: export it as it is, without precision="
-                f"{settings.precision!r}"
-            )
-        model = cls.from_preset(preset)
-    else:
-        bfloat16 = settings.precision == "bfloat16" and settings.format == "saved_model"
-        model = cls.from_preset(preset, dtype="bfloat16" if bfloat16 else "float32")
-        if settings.precision == "int8" and settings.format == "saved_model":
-            model.quantize("int8")
+    model = load(preset, settings, "bfloat16" if settings.precision == "bfloat16" else "float32")
+    if settings.precision == "int8" and not is_quantized(preset):
+        model.quantize("int8")
     if settings.sampler is not None:
         model.compile(sampler=keras_hub.samplers.deserialize(settings.sampler))
-    return model
+    return write_saved_model(model, folder, settings)
 
 
 def main() -> None:

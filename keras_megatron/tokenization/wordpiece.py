@@ -6,6 +6,7 @@ import tokenizers
 from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
+from tokenizers.processors import BertProcessing
 
 from keras_megatron.tokenization.vocabulary import CONTINUATION_PREFIX, SPECIAL_TOKENS, Vocabulary
 
@@ -47,6 +48,15 @@ class RustWordPiece:
         return [encoding.ids for encoding in encodings], [
             encoding.offsets for encoding in encodings
         ]
+
+    def with_special_tokens(self, sequence_length: int) -> tokenizers.Tokenizer:
+        """Return a copy that adds [CLS] and [SEP], truncates and pads to the longest row."""
+        copy = tokenizers.Tokenizer.from_str(self._tokenizer.to_str())
+        separator, classifier = ((token, copy.token_to_id(token)) for token in ("[SEP]", "[CLS]"))
+        copy.post_processor = BertProcessing(separator, classifier)
+        copy.enable_truncation(sequence_length)
+        copy.enable_padding(pad_id=copy.token_to_id("[PAD]"), pad_token="[PAD]")
+        return copy
 
 
 def _in_chunks(encode_batch, texts: list[str]) -> Iterator[tokenizers.Encoding]:
