@@ -1,0 +1,149 @@
+"""Latency and throughput of what `keras_megatron.serving` writes, next to `transformers`.
+
+    python benchmarks/serving.py benchmarks/results/serving [--layers 24] [--batches 1 8]
+
+One classifier with random weights in every form: ours as SavedModel, ONNX and OpenVINO, the same
+weights in `transformers` (PyTorch, eager and compiled) and its ONNX and OpenVINO conversions. Each
+form is in a process of its own, which waits while another is timed; they take turns, a request
+each, so that a busy machine is busy for all. Inputs are ids without padding. Results have to be
+equal before anything is timed.
+"""
+
+import argparse
+import csv
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+import numpy as np
+
+WORKER = pathlib.Path(__file__).with_name("serving_worker.py")
+FORMS = {
+    "transformers, PyTorch": ("transformers", "float32"),
+    "transformers, PyTorch, compiled": ("transformers_compiled", "float32"),
+    "transformers, onnxruntime": ("transformers_onnx", "float32"),
+    "transformers, OpenVINO": ("transformers_openvino", "float32"),
+    "SavedModel": ("saved_model", "float32"),
+    "ONNX": ("onnx", "float32"),
+    "OpenVINO": ("openvino", "float32"),
+    "transformers, PyTorch, bf16": ("transformers", "bfloat16"),
+    "transformers, PyTorch, compiled, bf16": ("transformers_compiled", "bfloat16"),
+    "SavedModel, bf16": ("saved_model", "bfloat16"),
+    "OpenVINO, bf16": ("openvino", "bfloat16"),
+    "SavedModel, int8": ("saved_model", "int8"),
+    "ONNX, int8": ("onnx", "int8"),
+    "OpenVINO, int8": ("openvino", "int8"),
+}
+REFERENCE = next(iter(FORMS))
+LIMITS = {"float32": 2e-3, "bfloat16": 0.2, "int8": 0.5}  # of logits with a spread of about 1
+
+
+@dataclasses.dataclass
+class Form:
+    """A process with a model."""
+
+    name: str
+    process: subprocess.Popen
+
+    @classmethod
+    def start(cls, name: str, folder: pathlib.Path, threads: int) -> "Form":
+        """Start it; `ask` waits until it is there."""
+        command = [sys.executable, str(WORKER), *FORMS[name], str(folder)]
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TF_CPP_MIN_LOG_LEVEL": "3"}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        log = (folder / f"{name}.log").open("w")
+        return cls(name, subprocess.Popen(command, env=environment, stderr=log, **pipes))
+
+    def ask(self, batch: int, length: int) -> dict:
+        """Have it answer a request: its `seconds` and its `logits`."""
+        print(json.dumps([batch, length]), file=self.process.stdin, flush=True)
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self.name} has ended: see its log")
+        return json.loads(line)
+
+
+def main():
+    options = parse_options()
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        subprocess.run(
+            [sys.executable, str(WORKER), "make", str(options.layers), str(folder)],
+            env={**os.environ, "KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"},
+            check=True,
+        )
+        names = [name for name in FORMS if not options.only or name in options.only]
+        forms = [Form.start(name, folder, options.threads) for name in names]
+        rows = []
+        for length in options.lengths:
+            for batch in options.batches:
+                rows += measure(forms, batch, length, options.rounds)
+                print_rows(rows[-len(forms) :])
+        for form in forms:
+            form.process.stdin.close()
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    with options.output.with_suffix(".csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("output", type=pathlib.Path, help="of .csv, without the ending")
+    parser.add_argument("--layers", type=int, default=24, help="of the 345M shape")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--lengths", type=int, nargs="+", default=[32, 128, 512])
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--only", nargs="+", choices=FORMS)
+    return parser.parse_args()
+
+
+def measure(forms: list[Form], batch: int, length: int, rounds: int) -> list[dict]:
+    """Let forms take turns; the first two turns warm up and check."""
+    expected = np.array(forms[0].ask(batch, length)["logits"])
+    errors = {}
+    for form in forms:
+        found = np.array(form.ask(batch, length)["logits"])
+        errors[form.name] = float(np.abs(found - expected).max())
+        limit = LIMITS[FORMS[form.name][1]]
+        if not errors[form.name] < limit:
+            raise ValueError(f"{form.name} differs by {errors[form.name]}, more than {limit}")
+    seconds = {form.name: [] for form in forms}
+    for _ in range(rounds):
+        for form in forms:
+            seconds[form.name].append(form.ask(batch, length)["seconds"])
+    reference = np.median(seconds[forms[0].name])
+    return [
+        {
+            "form": name,
+            "batch": batch,
+            "length": length,
+            "p50_ms": round(1e3 * float(np.median(times)), 2),
+            "p99_ms": round(1e3 * float(np.quantile(times, 0.99)), 2),
+            "texts_per_second": round(batch / float(np.median(times)), 2),
+            "times_reference": round(float(reference / np.median(times)), 2),
+            "largest_difference": f"{errors[name]:.1e}",
+        }
+        for name, times in seconds.items()
+    ]
+
+
+def print_rows(rows: list[dict]) -> None:
+    """Print what was measured, the ratio to `transformers` last."""
+    print(f"\nbatch {rows[0]['batch']}, {rows[0]['length']} tokens")
+    for row in rows:
+        print(
+            f"{row['form']:<40}{row['p50_ms']:>10} ms p50{row['p99_ms']:>10} ms p99"
+            f"{row['texts_per_second']:>9} texts/s{row['times_reference']:>7} x",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
