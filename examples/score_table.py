@@ -137,8 +137,9 @@ def run_example(example: str, run: str, options: argparse.Namespace, results: Re
 
 def page(values: dict) -> str:
     """Return the two tables as Markdown."""
-    rows = [row for row in ROWS if values.get(row.example, {}).keys() >= {"baseline", *RUNS}]
-    runs = [values[row.example][run] for row in rows for run in RUNS]
+    needed = {"baseline", "random", "pretrained"}
+    rows = [row for row in ROWS if values.get(row.example, {}).keys() >= needed]
+    runs = [values[row.example][run] for row in rows for run in RUNS if run in values[row.example]]
     how = sorted({f"{run['backend']}, {run['dtype']}" for run in runs})
     lines = [
         "# Fine-tuned scores of `megatron_bert_tiny_uncased`",
@@ -178,8 +179,10 @@ def _score_line(row: Row, values: dict) -> str:
 def _precision_line(row: Row, values: dict) -> str:
     pretrained, reference = values["pretrained"], values["pretrained"]["float32"]
     cells = [row.title, row.metric, f"{reference:.3f}"]
-    for score in (*(pretrained[n] for n in ("bfloat16", "int8", "int4")), values["lora"]["score"]):
-        cells.append(f"{score:.3f} ({score - reference:+.3f})")
+    scores = [pretrained[name] for name in ("bfloat16", "int8", "int4")]
+    scores += [values["lora"]["score"]] if "lora" in values else []
+    cells += [f"{score:.3f} ({score - reference:+.3f})" for score in scores]
+    cells += ["not run"] * ("lora" not in values)
     return f"| {' | '.join(cells)} |"
 
 
