@@ -21,7 +21,7 @@ BATCH_SIZE = 32
 
 
 def main():
-    options = parse_options(__doc__, epochs=2, learning_rate=5e-4)
+    options = parse_options(__doc__, epochs=2, learning_rate=1e-3, from_random=5e-4)
     training, development, test = load(options.data)
     preprocessor = MegatronBertMultipleChoicePreprocessor.from_preset(
         options.preset, sequence_length=SEQUENCE_LENGTH

@@ -20,7 +20,7 @@ BATCH_SIZE = 64
 
 
 def main():
-    options = parse_options(__doc__, epochs=3, learning_rate=3e-4)
+    options = parse_options(__doc__, epochs=3, learning_rate=1e-3, from_random=3e-4)
     training, development, test = load(options.data)
     preprocessor = MegatronBertTextClassifierPreprocessor.from_preset(
         options.preset, sequence_length=SEQUENCE_LENGTH

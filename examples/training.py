@@ -13,13 +13,22 @@ from keras_megatron.finetuning.examples import Examples
 from keras_megatron.finetuning.recipe import adamw
 
 
-def parse_options(description: str, epochs: int, learning_rate: float) -> argparse.Namespace:
-    """Read the command line of an example; its numbers were chosen on development data."""
+def parse_options(
+    description: str, epochs: int, learning_rate: float, from_random: float | None = None
+) -> argparse.Namespace:
+    """Read the command line of an example; its numbers were chosen on development data.
+
+    Args:
+        description: the example's docstring.
+        epochs: passes over the training data.
+        learning_rate: the highest rate.
+        from_random: the highest rate from random weights, if another one does better there.
+    """
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("data", type=pathlib.Path, metavar="DATA_FOLDER")
     parser.add_argument("--preset", default="megatron_bert_tiny_uncased")
     parser.add_argument("--epochs", type=int, default=epochs)
-    parser.add_argument("--learning-rate", type=float, default=learning_rate)
+    parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dtype", default="float32", help="or mixed_bfloat16, for the training")
     parser.add_argument("--lora", type=int, metavar="RANK", help="train adapters, not the weights")
@@ -31,6 +40,8 @@ def parse_options(description: str, epochs: int, learning_rate: float) -> argpar
         "--lower-precision", action="store_true", help="score the model in fewer bits too"
     )
     options = parser.parse_args()
+    if options.learning_rate is None:
+        options.learning_rate = (options.random_init and from_random) or learning_rate
     keras.utils.set_random_seed(options.seed)
     return options
 

@@ -1,4 +1,3 @@
-import contextlib
 import dataclasses
 import importlib
 import importlib.util
@@ -12,7 +11,7 @@ import tempfile
 import keras
 import keras_hub
 
-from keras_megatron.checkpoints.staging import staged_folder
+from keras_megatron.checkpoints.staging import reason, staged_folder
 from keras_megatron.presets.stored_task import is_quantized, stored_task
 from keras_megatron.serving.settings import ExportSettings
 
@@ -67,11 +66,13 @@ def export(model, path: str | os.PathLike, format: str = "saved_model", **option
     assert exported.signatures["serving_default"]["inputs"] == ["text"]
     ```
     """
-    if isinstance(model, keras_hub.models.CausalLM) and "sampler" not in options:
-        options["sampler"] = keras_hub.samplers.serialize(model.sampler)
+    sampler = getattr(model, "sampler", None)  # of a causal language model, if it is compiled
+    if sampler is not None and "sampler" not in options:
+        options["sampler"] = keras_hub.samplers.serialize(sampler)
     settings = make_settings(format, options)
     if format != "saved_model":
         return _export_for_runtime(model, path, settings)
+    _class_named(type(model).__name__, type(model))
     with tempfile.TemporaryDirectory() as preset:
         model.save_to_preset(preset)
         return export_preset(preset, path, settings)
@@ -122,8 +123,7 @@ def load(preset: str, settings: ExportSettings, dtype: str):
         ValueError: its weights are quantized and another precision is asked for.
     """
     stored = stored_task(preset)
-    name = stored.name if stored else "MegatronBertBackbone"
-    cls = getattr(importlib.import_module("keras_megatron"), name)
+    cls = _class_named(stored.name if stored else "MegatronBertBackbone")
     if not is_quantized(preset):
         return cls.from_preset(preset, dtype=dtype)
     if settings.precision not in (None, "int8"):
@@ -132,6 +132,25 @@ def load(preset: str, settings: ExportSettings, dtype: str):
             f"precision={settings.precision!r}"
         )
     return cls.from_preset(preset)
+
+
+def _class_named(name: str, expected: type | None = None) -> type:
+    """Return the class of this package with a name.
+
+    Args:
+        name: of a task or of the backbone.
+        expected: what it should be, if that is known.
+
+    Raises:
+        ValueError: there is none, or it is another one.
+    """
+    cls = getattr(importlib.import_module("keras_megatron"), name, None)
+    if cls is None or cls is not (expected or cls):
+        raise ValueError(
+            f"a SavedModel is made of a task or a backbone of keras_megatron, not of {name}: give "
+            "its weights to one of these"
+        )
+    return cls
 
 
 def _export_for_runtime(model, path: str | os.PathLike, settings: ExportSettings) -> Exported:
@@ -144,11 +163,18 @@ def _export_for_runtime(model, path: str | os.PathLike, settings: ExportSettings
 
 
 def _next_version(path: pathlib.Path) -> int:
-    """Return one more than the versions that are there."""
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+    """Return one more than the versions that are there.
+
+    Raises:
+        ValueError: the folder cannot be read.
+    """
+    try:
         names = [entry.name for entry in path.iterdir()]
-        return 1 + max((int(name) for name in names if name.isdecimal()), default=0)
-    return 1
+    except (FileNotFoundError, NotADirectoryError):
+        return 1
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {reason(error)}") from error
+    return 1 + max((int(name) for name in names if name.isdecimal()), default=0)
 
 
 def _check_installed(*modules: str) -> None:

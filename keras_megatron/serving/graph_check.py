@@ -8,8 +8,9 @@ import tempfile
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 from tensorflow.python.framework import op_def_registry
 
-# TensorFlow Serving is built without a Python to call back, and without XLA's embedded programs.
-_REFUSED = {"PyFunc", "PyFuncStateless", "EagerPyFunc", "XlaCallModule"}
+# TensorFlow Serving is built without a Python to call back, and compiles nothing by XLA: what needs
+# that ("Xla..." by name) it loads, and then fails at each request (tensorflow/serving#2217).
+_REFUSED = {"PyFunc", "PyFuncStateless", "EagerPyFunc"}
 # Of TensorFlow Text, whose operations TensorFlow Serving links in.
 _TEXT = {"FastWordpieceTokenizeWithOffsets"}
 
@@ -69,4 +70,4 @@ def paths_in(folder: pathlib.Path) -> list[str]:
 def _is_servable(name: str) -> bool:
     # What is registered beside TensorFlow's own operations has a prefix "Library>", by convention.
     known = name in _TEXT or (">" not in name and op_def_registry.get(name) is not None)
-    return known and name not in _REFUSED
+    return known and name not in _REFUSED and not name.startswith("Xla")

@@ -3,7 +3,9 @@
 import pathlib
 
 import tensorflow as tf
+from keras.src.backend.tensorflow import core
 
+from keras_megatron.patching import patched
 from keras_megatron.serving.answers import Endpoint, string_endpoints
 from keras_megatron.serving.graph_check import check_graph
 from keras_megatron.serving.settings import ExportSettings
@@ -30,7 +32,8 @@ def write_saved_model(model, folder: pathlib.Path, settings: ExportSettings) -> 
     endpoints = {**string_endpoints(model, settings), "tensors": tensor_endpoint(model)}
     endpoints.setdefault("serving_default", endpoints["tensors"])
     module = tf.Module()
-    signatures = {name: _function(endpoint) for name, endpoint in endpoints.items()}
+    with patched(core, slice_update=_slice_update):
+        signatures = {name: _function(endpoint) for name, endpoint in endpoints.items()}
     # What is not held by the module is not written.
     module.variables_of_model = list(
         {v.ref(): v for function in signatures.values() for v in function.variables}.values()
@@ -61,3 +64,15 @@ def _function(endpoint: Endpoint):
         name: tf.TensorSpec(spec.shape, spec.dtype, name) for name, spec in endpoint.inputs.items()
     }
     return tf.function(answer, autograph=False).get_concrete_function(**specs)
+
+
+def _slice_update(inputs, start_indices, updates):
+    """Do what `keras.ops.slice_update` does, whose own operation is one that XLA compiles."""
+    begin = tf.convert_to_tensor(start_indices, tf.int32)
+    return tf.raw_ops.TensorStridedSliceUpdate(
+        input=inputs,
+        begin=begin,
+        end=begin + tf.shape(updates),
+        strides=tf.ones_like(begin),
+        value=updates,
+    )

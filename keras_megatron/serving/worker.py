@@ -39,8 +39,23 @@ def write(preset: str, folder: pathlib.Path, settings: ExportSettings) -> dict:
     if settings.precision == "int8" and not is_quantized(preset):
         model.quantize("int8")
     if settings.sampler is not None:
-        model.compile(sampler=keras_hub.samplers.deserialize(settings.sampler))
+        model.compile(sampler=_sampler(settings.sampler))
     return write_saved_model(model, folder, settings)
+
+
+def _sampler(config: dict) -> keras_hub.samplers.Sampler:
+    """Make the sampler that the model was compiled with.
+
+    Raises:
+        ValueError: it is a class of the user's, which this process may not know.
+    """
+    try:
+        return keras_hub.samplers.deserialize(config)
+    except TypeError as error:
+        raise ValueError(
+            f"the sampler {config['class_name']} is none of KerasHub's: compile the model with one "
+            "that is"
+        ) from error
 
 
 def main() -> None:

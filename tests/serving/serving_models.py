@@ -57,7 +57,8 @@ CASES = {
     "NextSentencePredictor": Served((TEXTS, OTHERS)),
     "TextEmbedder": Served([*TEXTS, LONG]),
     "MaskedLM": Served(
-        ["it was the [MASK] of times", "[MASK]", "the [MASK] of [MASK], [MASK]", "age [MASK]es"]
+        ["it was the [MASK] of times", "[MASK]", "the [MASK] of [MASK], [MASK]", "age [MASK]es",
+         "it was the age of " * 4 + "[MASK] and so on"]  # behind what is cut in training
     ),
     "CausalLM": Served(["it was", "the age of wisdom, it", "", "[MASK] epoch"]),
 }  # fmt: skip
@@ -89,5 +90,10 @@ def random_inputs(rng, model, rows: int, length: int) -> dict[str, np.ndarray]:
         "segment_ids": rng.integers(0, 2, shape),
         "padding_mask": np.arange(length) < rng.integers(2, length, (rows, *choices, 1)),
         "mask_positions": rng.integers(0, length, (rows, 3)),
+        "encoder_padding_mask": np.arange(5) < rng.integers(2, 5, (rows, 1)),
     }
-    return {name: inputs[name].astype("int32") for name in model.input}
+    inputs = {name: inputs[name].astype("int32") for name in model.input if name in inputs}
+    if "encoder_hidden_states" in model.input:
+        width = model.input["encoder_hidden_states"].shape[-1]
+        inputs["encoder_hidden_states"] = rng.normal(size=(rows, 5, width)).astype("float32")
+    return inputs

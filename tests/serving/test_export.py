@@ -4,15 +4,22 @@ import pathlib
 import sys
 
 import keras
+import keras_hub
 import numpy as np
 import pytest
 import requests
 import tensorflow as tf
 from comparing import ask
+from models import small_backbone
 from server_process import running_server
 from serving_models import CASES, make, random_inputs
 
-from keras_megatron import MegatronBertBackbone, serving
+from keras_megatron import (
+    MegatronBertBackbone,
+    MegatronBertCausalLM,
+    MegatronBertTextClassifier,
+    serving,
+)
 from keras_megatron.cli import main
 from keras_megatron.presets.stored_task import is_quantized
 from keras_megatron.serving.graph_check import check_graph, graph_operations, paths_in
@@ -55,6 +62,22 @@ def test_python_in_a_graph_is_refused(tmp_path):
     )
     tf.saved_model.save(module, str(tmp_path), signatures=module.answer)
     with pytest.raises(ValueError, match="TensorFlow Serving lacks: PyFunc"):
+        check_graph(tmp_path)
+
+
+@tensorflow_only
+def test_nothing_in_a_graph_needs_xla(tmp_path):
+    model = make("CausalLM")  # keras.ops.slice_update would
+    export = serving.export(model, tmp_path / "model", warmup=False)
+    assert "TensorStridedSliceUpdate" in export.operations
+    assert not {name for name in export.operations if name.startswith("Xla")}
+    module = tf.Module()
+    module.answer = tf.function(
+        lambda x: keras.ops.slice_update(x, [0], x[:1]),
+        input_signature=[tf.TensorSpec([None], tf.float32)],
+    )
+    tf.saved_model.save(module, str(tmp_path), signatures=module.answer)
+    with pytest.raises(ValueError, match="TensorFlow Serving lacks: XlaDynamicUpdateSlice"):
         check_graph(tmp_path)
 
 
@@ -144,6 +167,46 @@ def test_errors(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         serving.export(model, tmp_path / "model", **options)
     assert list(tmp_path.iterdir()) == []
+
+
+class OwnSampler(keras_hub.samplers.GreedySampler):
+    """Which no process of an export knows."""
+
+
+class OwnClassifier(MegatronBertTextClassifier):
+    """Which is no class of this package."""
+
+
+def _error_of(model, folder, message: str, **options) -> None:
+    with pytest.raises(ValueError, match=message):
+        serving.export(model, folder / "model", warmup=False, **options)
+    assert not (folder / "model").exists()
+
+
+@tensorflow_only
+def test_models_that_cannot_be_served(tmp_path):
+    generator = make("CausalLM")
+    _error_of(generator, tmp_path, "must be at most 40, the model's positions", max_length=41)
+    generator.compile(sampler=OwnSampler())
+    _error_of(generator, tmp_path, "the sampler OwnSampler is none of KerasHub's")
+    answerer = make("QuestionAnswering")
+    answerer.preprocessor.sequence_length = 50
+    _error_of(answerer, tmp_path, "50 tokens but the model has 40 positions")
+    _error_of(OwnClassifier(generator.backbone, 2), tmp_path, "not of OwnClassifier")
+    _error_of(keras.Sequential(), tmp_path, "not of Sequential")
+    (tmp_path / "loop").symlink_to("loop")
+    _error_of(generator.backbone, tmp_path / "loop", r"cannot read .*loop")
+
+
+@tensorflow_only
+def test_a_decoder_of_an_encoder_takes_tensors(tmp_path):
+    backbone = small_backbone(vocabulary_size=40, num_layers=1, cross_attention=True)
+    model = MegatronBertCausalLM(backbone, make("CausalLM").preprocessor, compile=False)
+    export = serving.export(model, tmp_path / "model")
+    assert set(export.signatures) == {"serving_default", "tensors"}
+    inputs = random_inputs(np.random.default_rng(0), backbone, 2, 7)
+    expected = model.logits(inputs)
+    np.testing.assert_allclose(ask(export.folder, **inputs)["logits"], expected, atol=2e-5)
 
 
 @tensorflow_only

@@ -4,6 +4,7 @@ On TensorFlow every task; on the other backends two, which a process of TensorFl
 """
 
 import keras
+import keras_hub
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -18,11 +19,12 @@ from comparing import (
     served_answers,
 )
 from models import randomize, small_backbone
-from serving_models import CASES, make, random_inputs
+from serving_models import CASES, PIECES, make, random_inputs
 
 from keras_megatron import (
     MegatronBertTokenClassifier,
     MegatronBertTokenClassifierPreprocessor,
+    MegatronBertTokenizer,
     serving,
 )
 
@@ -76,6 +78,61 @@ def test_tensors_give_the_logits_of_keras(exports, name):
         np.testing.assert_allclose(served, expected, atol=2e-5)
         inputs["segment_ids"] = 1 - inputs["segment_ids"]
         assert np.abs(model.logits(inputs) - served).max() > 1e-3  # the control
+
+
+@tensorflow_only
+@pytest.mark.parametrize("name", CASES)
+def test_no_samples_have_no_answers(exports, name):
+    _, exported, _ = exports
+    none = tf.zeros([0], tf.string)
+    inputs = dict.fromkeys(exported[name].signatures["serving_default"]["inputs"], none)
+    if name == "MultipleChoice":
+        inputs["choices"] = tf.zeros([0, 2], tf.string)
+    answer = ask(exported[name].folder, **inputs)
+    assert {array.shape[0] for array in answer.values()} == {0}
+
+
+@tensorflow_only
+def test_samples_without_a_choice_and_choices_without_text(exports):
+    models, exported, _ = exports
+    choices = [["", ""], [" ", "it"], ["", "age"]]
+    answer = ask(exported["MultipleChoice"].folder, context=["it"] * 3, choices=choices)
+    assert decoded(answer["text"])[0] == ""
+    assert decoded(answer["scores"])[::2] == [[0.0, 0.0], [0.0, 1.0]]
+    expected = models["MultipleChoice"].choose(["it"], choices[1:2])[0]["scores"]
+    np.testing.assert_allclose(answer["scores"][1], expected, atol=2e-5)
+
+
+@tensorflow_only
+def test_prompts_without_tokens_begin_with_cls(tmp_path):
+    model = make("CausalLM")
+    model.preprocessor.add_start_token = False
+    folder = serving.export(model, tmp_path / "model", warmup=False).folder
+    answer = decoded(ask(folder, prompt=["it was", "", "\u200b"])["text"])
+    assert answer == model.generate(["it was", "[CLS]", "[CLS]"])
+    assert answer[0] != answer[1]
+
+
+@tensorflow_only
+def test_a_random_sampler_goes_on_from_its_seed(tmp_path):
+    model = make("CausalLM")
+    model.compile(sampler=keras_hub.samplers.RandomSampler(seed=3))
+    folder = serving.export(model, tmp_path / "model", warmup=False).folder
+    answer = tf.saved_model.load(str(folder)).signatures["serving_default"]
+    drawn = [decoded(answer(prompt=tf.constant(["it"] * 4))["text"]) for _ in range(2)]
+    assert drawn == [model.generate(["it"] * 4) for _ in range(2)]
+    assert drawn[0] != drawn[1]
+
+
+@tensorflow_only
+def test_ids_may_be_of_64_bits(tmp_path):
+    model = make("MaskedLM")
+    model.preprocessor.tokenizer = MegatronBertTokenizer(PIECES, dtype="int64")
+    folder = serving.export(model, tmp_path / "model", warmup=False).folder
+    x = CASES["MaskedLM"].x
+    outputs = {name: decoded(array) for name, array in ask(folder, text=x).items()}
+    served = served_answers("MaskedLM", outputs, x)
+    assert difference(served, keras_answers("MaskedLM", model, x)) < 2e-5
 
 
 @tensorflow_only

@@ -24,7 +24,10 @@ _ANSWERS = {
 
 
 def string_endpoints(model, options) -> dict[str, Endpoint]:
-    """Return a model's signatures that take strings, by name; none without a preprocessor."""
-    if getattr(model, "preprocessor", None) is None:
+    """Return a model's signatures that take strings, by name.
+
+    There are none without a preprocessor, nor where an encoder's hidden states are inputs too.
+    """
+    if getattr(model, "preprocessor", None) is None or model.backbone.cross_attention:
         return {}
     return _ANSWERS[type(model).__name__](model, options)

@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
+from keras_megatron.layers.token_inputs import INPUTS
+
 TEXTS = tf.TensorSpec([None], tf.string)  # (batch,)
 
 
@@ -25,20 +27,32 @@ class Endpoint:
 
 def logits_of(model, inputs: dict[str, tf.Tensor]) -> tf.Tensor:
     """Run a model on ids; what it returns in another precision becomes float32."""
-    outputs = model(inputs, training=False)
-    return tf.nest.map_structure(lambda array: tf.cast(array, tf.float32), outputs)
+    rows = tf.shape(inputs["token_ids"])[0]
+    # An empty batch is run as one row of one position: layers look at the first one.
+    missing = tf.cast(rows == 0, tf.int32)
+
+    def filled(name: str, array: tf.Tensor) -> tf.Tensor:
+        columns = missing if name in INPUTS else 0
+        inner = [[0, 0]] * (array.shape.rank - 2)
+        return tf.pad(array, [[0, missing], *inner, [0, columns]])
+
+    outputs = model({name: filled(name, x) for name, x in inputs.items()}, training=False)
+    return tf.nest.map_structure(lambda array: tf.cast(array, tf.float32)[:rows], outputs)
 
 
-def encode(model, first: tf.Tensor, second: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
-    """Tokenize texts or pairs, cut as the task's preprocessor does; the longest one sets the width.
+def encode(
+    model, first: tf.Tensor, second: tf.Tensor | None = None, most: int | None = None
+) -> dict[str, tf.Tensor]:
+    """Tokenize texts or pairs, cut what is too long; the longest one sets the width.
 
     Args:
         model: the task.
         first: string tensor (batch,).
         second: as many, or None.
+        most: tokens that a row may have; `most_tokens` by default, as the preprocessor cuts.
     """
     tokenizer = model.preprocessor.tokenizer
-    return tokenizer.encode(first, second, most_tokens(model), pad_to_longest=True)
+    return tokenizer.encode(first, second, most or most_tokens(model), pad_to_longest=True)
 
 
 def most_tokens(model) -> int:

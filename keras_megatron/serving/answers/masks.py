@@ -12,7 +12,7 @@ def masked_tokens(model, options) -> dict[str, Endpoint]:
     """Fill the [MASK]s of texts; see `MegatronBertMaskedLM.fill_mask`."""
 
     def answer(text):
-        inputs, is_mask = _with_masks(model, encode(model, text))
+        inputs, is_mask = _with_masks(model, text)
         return _best_tokens(model, logits_of(model, inputs), is_mask, options.top_k)
 
     return {"serving_default": Endpoint({"text": TEXTS}, answer, {"text": [_MASKED]})}
@@ -22,7 +22,7 @@ def pretraining(model, options) -> dict[str, Endpoint]:
     """Fill the [MASK]s of pairs, and say how probably the second text follows the first."""
 
     def answer(first, second):
-        inputs, is_mask = _with_masks(model, encode(model, first, second))
+        inputs, is_mask = _with_masks(model, first, second)
         logits = logits_of(model, inputs)
         tokens = _best_tokens(model, logits["mlm"], is_mask, options.top_k)
         return {**tokens, "follows": tf.nn.softmax(logits["nsp"])[:, 0]}
@@ -30,10 +30,15 @@ def pretraining(model, options) -> dict[str, Endpoint]:
     return {"serving_default": Endpoint({"first": TEXTS, "second": TEXTS}, answer, _PAIR)}
 
 
-def _with_masks(model, inputs: dict) -> tuple[dict, tf.Tensor]:
-    """Add `mask_positions`, as many as the row with the most has, and say which are there."""
+def _with_masks(model, *texts: tf.Tensor) -> tuple[dict, tf.Tensor]:
+    """Return inputs with `mask_positions`, as many as the row with the most has, and which are one.
+
+    Texts are cut where the model's positions end, as `fill_mask` does: the preprocessor's
+    `sequence_length` is that of training.
+    """
+    inputs = encode(model, *texts, most=model.backbone.max_sequence_length)
     is_mask = inputs["token_ids"] == model.preprocessor.tokenizer.mask_token_id
-    columns = tf.zeros_like(inputs["token_ids"]) + tf.range(tf.shape(is_mask)[1])
+    columns = tf.zeros_like(inputs["token_ids"], tf.int32) + tf.range(tf.shape(is_mask)[1])
     positions = tf.ragged.boolean_mask(columns, is_mask)
     there = dense(tf.ones_like(positions), 0) > 0
     return {**inputs, "mask_positions": dense(positions, 0)}, there
@@ -48,7 +53,7 @@ def _best_tokens(model, logits: tf.Tensor, is_mask: tf.Tensor, top_k: int) -> di
     there = is_mask[..., tf.newaxis]
     return {
         "tokens": tf.where(there, tf.gather(tf.constant(pieces), ids), ""),
-        "token_ids": tf.where(there, ids, model.preprocessor.tokenizer.pad_token_id),
+        "token_ids": tf.where(there, ids, 0),
         "scores": tf.where(there, scores, 0.0),
         "masks": tf.reduce_sum(tf.cast(is_mask, tf.int32), axis=-1),
     }

@@ -14,7 +14,12 @@ _NOWHERE = tf.float32.min
 
 
 def question_answering(model, options) -> dict[str, Endpoint]:
-    """Find answers in contexts of any length; see `MegatronBertQuestionAnswering.answer`."""
+    """Find answers in contexts of any length; see `MegatronBertQuestionAnswering.answer`.
+
+    Raises:
+        ValueError: the preprocessor makes more tokens than the model has positions.
+    """
+    model.check_length()  # `answer` does so, each time
     tokenizer = model.preprocessor.tokenizer
 
     def answer(question, context):
@@ -95,7 +100,7 @@ def _span_scores(windows: _Windows, logits, longest) -> tuple[tf.Tensor, tf.Tens
         (examples, context tokens, span tokens), `_NOWHERE` where no window shows a span; and
         (examples,).
     """
-    most = tf.reduce_max(windows.count)
+    most = tf.maximum(tf.reduce_max(windows.count), 0)  # should there be none
     column = tf.range(most)
     shown = column < windows.count[:, tf.newaxis]
     at = tf.where(shown, windows.position[:, tf.newaxis] + column, 0)

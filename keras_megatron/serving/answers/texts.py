@@ -7,7 +7,6 @@ from keras_megatron.serving.answers.endpoint import (
     Endpoint,
     encode,
     logits_of,
-    most_tokens,
     names_of,
 )
 
@@ -76,15 +75,16 @@ def choices(model, options) -> dict[str, Endpoint]:
         is_there = choices != ""
         context = tf.repeat(context, tf.shape(choices)[1])
         flat = tf.reshape(choices, [-1])
-        rows = tokenizer.encode(context, flat, most_tokens(model), pad_to_longest=True)
+        rows = encode(model, context, flat)
         there = tf.reshape(is_there, [-1, 1])
         absent = {name: tokenizer.pad_token_id if name == "token_ids" else 0 for name in rows}
-        shape = tf.concat([tf.shape(choices), [-1]], axis=0)
+        shape = tf.concat([tf.shape(choices), tf.shape(rows["token_ids"])[1:]], axis=0)
         inputs = {
             name: tf.reshape(tf.where(there, array, tf.cast(absent[name], array.dtype)), shape)
             for name, array in rows.items()
         }
-        scores = tf.nn.softmax(logits_of(model, inputs))
+        # Where a context has no choice at all, all are as probable.
+        scores = tf.where(is_there, tf.nn.softmax(logits_of(model, inputs)), 0.0)
         best = tf.argmax(scores, axis=-1)
         return {"choice": best, "text": tf.gather(choices, best, batch_dims=1), "scores": scores}
 
