@@ -8,8 +8,8 @@ import tempfile
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 from tensorflow.python.framework import op_def_registry
 
-# TensorFlow Serving is built without a Python to call back, and compiles nothing by XLA: what needs
-# that ("Xla..." by name) it loads, and then fails at each request (tensorflow/serving#2217).
+# TensorFlow Serving is built without a Python to call back, and compiles by XLA only if it is told
+# to: operations that need that ("Xla..." by name) fail at a request (tensorflow/serving#2217).
 _REFUSED = {"PyFunc", "PyFuncStateless", "EagerPyFunc"}
 # Of TensorFlow Text, whose operations TensorFlow Serving links in.
 _TEXT = {"FastWordpieceTokenizeWithOffsets"}
@@ -58,7 +58,8 @@ def paths_in(folder: pathlib.Path) -> list[str]:
     """Return the paths of this machine that stand in any file of a folder but the weights."""
     places = {sys.prefix, sys.base_prefix, os.getcwd(), tempfile.gettempdir()}
     places |= {str(pathlib.Path.home()), str(pathlib.Path(__file__).parents[2]), str(folder)}
-    places = {place for place in places if len(place) > len("/root")}
+    # One below "/" could be part of an operation's name, "classifier/MatMul".
+    places = {place for place in places if len(pathlib.Path(place).parts) > 2}
     found = []
     for file in sorted(folder.rglob("*")):
         if file.is_file() and ".data-" not in file.name:

@@ -49,13 +49,14 @@ def _sampler(config: dict) -> keras_hub.samplers.Sampler:
     Raises:
         ValueError: it is a class of the user's, which this process may not know.
     """
-    try:
-        return keras_hub.samplers.deserialize(config)
-    except TypeError as error:
-        raise ValueError(
-            f"the sampler {config['class_name']} is none of KerasHub's: compile the model with one "
-            "that is"
-        ) from error
+    with contextlib.suppress(TypeError):
+        sampler = keras_hub.samplers.deserialize(config)
+        if isinstance(sampler, keras_hub.samplers.Sampler):
+            return sampler
+    name = config["class_name"]
+    raise ValueError(
+        f"the sampler {name} is none of KerasHub's: compile the model with one that is"
+    )
 
 
 def main() -> None:

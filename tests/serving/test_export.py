@@ -1,5 +1,6 @@
 """What an export writes: its graph, versions and precisions, and what it refuses."""
 
+import os
 import pathlib
 import sys
 
@@ -40,7 +41,7 @@ def exported(tmp_path_factory):
 # === What is inside ===
 
 
-def test_the_graph_has_operations_of_tensorflow_and_no_path(exported):
+def test_the_graph_has_operations_of_tensorflow_and_no_path(exported, monkeypatch):
     _, export = exported
     assert export.operations == graph_operations(export.folder)
     assert {"MatMul", "FastWordpieceTokenizeWithOffsets"} <= set(export.operations)
@@ -51,6 +52,8 @@ def test_the_graph_has_operations_of_tensorflow_and_no_path(exported):
     spoiled.write_text(f"made by {pathlib.Path(serving.__file__).parents[2]}/tool")
     assert paths_in(export.folder)
     spoiled.unlink()
+    monkeypatch.setattr(os, "getcwd", lambda: "/classifier")  # as is part of operations' names
+    assert paths_in(export.folder) == []
 
 
 @tensorflow_only
