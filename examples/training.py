@@ -12,6 +12,8 @@ import keras
 from keras_megatron.finetuning.examples import Examples
 from keras_megatron.finetuning.recipe import adamw
 
+LORA_RATE = 5  # adapters start from nothing and learn at a higher rate, by so much
+
 
 def parse_options(
     description: str, epochs: int, learning_rate: float, from_random: float | None = None
@@ -42,6 +44,7 @@ def parse_options(
     options = parser.parse_args()
     if options.learning_rate is None:
         options.learning_rate = (options.random_init and from_random) or learning_rate
+        options.learning_rate *= LORA_RATE if options.lora else 1
     keras.utils.set_random_seed(options.seed)
     return options
 

@@ -97,7 +97,7 @@ class GraphNormalization:
         page = tf.gather(self._page_of, codes.values // PAGE)
         found = tf.gather(self._pages, page * PAGE + codes.values % PAGE)
         found = tf.where(found == ITSELF, codes.values[:, tf.newaxis], found)
-        places = tf.range(tf.size(found, "int64")) // WIDTH
+        places = tf.range(tf.size(found, tf.int64)) // WIDTH
         places -= tf.repeat(codes.row_starts(), codes.row_lengths() * WIDTH)
         found = tf.RaggedTensor.from_row_splits(
             tf.reshape(found, [-1]), codes.row_splits * WIDTH, validate=False
