@@ -11,6 +11,7 @@ import concurrent.futures
 import dataclasses
 import importlib
 import json
+import math
 import os
 import pathlib
 import subprocess
@@ -75,7 +76,8 @@ def main():
             load = importlib.import_module(row.example).load
             training, _, test = load(options.data)
             score = getattr(baselines, row.baseline)(training, test)
-            results.add(row.example, "baseline", {"score": score})
+            baseline = {"score": score, "samples": samples(row, test)}
+            results.add(row.example, "baseline", baseline)
     with concurrent.futures.ThreadPoolExecutor(options.workers) as pool:
         runs = [
             pool.submit(run_example, row.example, run, options, results)
@@ -86,6 +88,13 @@ def main():
         for done in concurrent.futures.as_completed(runs):
             done.result()
     options.output.with_suffix(".md").write_text(page(results.values))
+
+
+def samples(row: Row, test) -> int:
+    """Return how many answers a score is the mean of; of span F1 the sentences stand for them."""
+    if row.baseline == "tagged_words":
+        return sum(map(len, test.labels))
+    return len(test.labels)
 
 
 def parse_options() -> argparse.Namespace:
@@ -147,6 +156,8 @@ def page(values: dict) -> str:
         "Written by `examples/score_table.py`. Test data, one seed; hyperparameters chosen on",
         f"development data; trained with {'; '.join(how)}.",
         "",
+        "Within noise: less than two standard errors apart, for shares of so many test samples.",
+        "",
         "| task | metric | simple baseline | random weights | pretrained | minutes | verdict |",
         "|---|---|---|---|---|---|---|",
         *(_score_line(row, values[row.example]) for row in rows),
@@ -165,8 +176,9 @@ def _score_line(row: Row, values: dict) -> str:
     baseline, random, pretrained = (
         values[n]["score"] for n in ("baseline", "random", "pretrained")
     )
+    count = values["baseline"]["samples"]
     verdict = [
-        f"{'above' if pretrained > other else 'not above'} {name}"
+        _verdict(pretrained, name, other, count)
         for name, other in (("random", random), ("the baseline", baseline))
     ]
     cells = (
@@ -174,6 +186,13 @@ def _score_line(row: Row, values: dict) -> str:
         *(f"{pretrained:.3f}", f"{values['pretrained']['minutes']:.0f}", ", ".join(verdict)),
     )
     return f"| {' | '.join(cells)} |"
+
+
+def _verdict(score: float, name: str, other: float, samples: int) -> str:
+    """Say which score is the higher one, and whether two standard errors are between them."""
+    error = math.sqrt((score * (1 - score) + other * (1 - other)) / samples)
+    noise = "" if abs(score - other) > 2 * error else " (within noise)"
+    return f"{'above' if score > other else 'not above'} {name}{noise}"
 
 
 def _precision_line(row: Row, values: dict) -> str:

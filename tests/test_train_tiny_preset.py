@@ -30,17 +30,21 @@ def test_a_short_run_makes_a_preset(tmp_path):
     script = ROOT / "tools" / "train_tiny_preset.py"
     sizes = "--layers 1 --hidden 16 --tokens 256 --sequence-length 32 --no-compile"
     sizes += " --steps 4 --warmup 1 --decay 2 --report-every 2"
-    subprocess.run(
-        [sys.executable, script, corpus, tmp_path / "preset", *sizes.split()],
-        check=True,
-        capture_output=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "KERAS_BACKEND": "torch"},
-    )
+    start = ["--start", tmp_path / "preset", "--learning-rate", "0"]
+    for name, options in (("preset", []), ("continued", start)):
+        subprocess.run(
+            [sys.executable, script, corpus, tmp_path / name, *sizes.split(), *options],
+            check=True,
+            capture_output=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "KERAS_BACKEND": "torch"},
+        )
     facts = json.loads((tmp_path / "preset" / "training.json").read_text())
     assert facts["steps"] == 4
     assert facts["masks"] > 20
     assert 5 < facts["unigram_loss"] < 11
     assert facts["loss"] == pytest.approx(np.log(30522), abs=1)  # it has learned next to nothing
+    continued = json.loads((tmp_path / "continued" / "training.json").read_text())
+    assert continued["loss"] == pytest.approx(facts["loss"], abs=1e-3)  # at a rate of 0
     masked_lm = MegatronBertMaskedLM.from_preset(str(tmp_path / "preset"))
     assert masked_lm.count_params() == facts["parameters"]
     assert len(masked_lm.fill_mask("It was the [MASK] of times.", top_k=2)[0]) == 2

@@ -108,8 +108,10 @@ def train(masked_lm, documents: list, tokenizer, args) -> dict:
     scheme = MaskingScheme(selection_rate=args.selection_rate)
     batches = Batches(samples, tokenizer, scheme, args.tokens, length)
     weights = {v.path: v.value.detach() for v in masked_lm.trainable_variables}
-    table = weights["embeddings/position_embedding/embeddings"]
-    weights["embeddings/position_embedding/embeddings"] = torch.from_numpy(sinusoids(*table.shape))
+    if args.start is None:
+        table = weights["embeddings/position_embedding/embeddings"]
+        waves = torch.from_numpy(sinusoids(*table.shape))
+        weights["embeddings/position_embedding/embeddings"] = waves
     heads = masked_lm.backbone.num_heads
     trainer = Trainer(weights, heads, args.layers, compiled=not args.no_compile)
     done = {"step": 0, "epoch": 0, "place": 0, "tokens": 0, "seconds": 0.0}
@@ -196,6 +198,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("corpus", type=Path)
     parser.add_argument("output", type=Path)
     parser.add_argument("--vocabulary", type=Path, default=VOCABULARY)
+    parser.add_argument("--start", help="preset of this shape to go on from, not random weights")
     parser.add_argument("--state", type=Path, help="file to keep a run in, and to go on from")
     parser.add_argument("--steps", type=int, default=5_200)
     parser.add_argument("--decay", type=int, default=2_300, help="last steps, of a falling rate")
@@ -216,6 +219,9 @@ def main() -> None:
     args = parse_arguments()
     keras.utils.set_random_seed(0)
     masked_lm = build(args, dropout=0.0)  # so few passes over the corpus do not overfit
+    if args.start is not None:
+        started = MegatronBertMaskedLM.from_preset(args.start, dtype="float32")
+        masked_lm.set_weights(started.get_weights())
     tokenizer = masked_lm.preprocessor.tokenizer
     training, held_out = hold_out(read_documents(args.corpus))
     done = train(masked_lm, training, tokenizer, args)
