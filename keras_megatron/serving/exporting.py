@@ -1,5 +1,4 @@
 import dataclasses
-import importlib
 import importlib.util
 import json
 import os
@@ -12,7 +11,7 @@ import keras
 import keras_hub
 
 from keras_megatron.checkpoints.staging import reason, staged_folder
-from keras_megatron.presets.stored_task import is_quantized, stored_task
+from keras_megatron.serving.loading import class_named, load
 from keras_megatron.serving.settings import ExportSettings
 
 
@@ -72,7 +71,7 @@ def export(model, path: str | os.PathLike, format: str = "saved_model", **option
     settings = make_settings(format, options)
     if format != "saved_model":
         return _export_for_runtime(model, path, settings)
-    _class_named(type(model).__name__, type(model))
+    class_named(type(model).__name__, type(model))
     with tempfile.TemporaryDirectory() as preset:
         model.save_to_preset(preset)
         return export_preset(preset, path, settings)
@@ -109,48 +108,6 @@ def export_preset(preset: str, path: str | os.PathLike, settings: ExportSettings
     with staged_folder(folder) as staged:
         written = _write(preset, staged, settings)
     return Exported(folder, written["signatures"], written["operations"])
-
-
-def load(preset: str, settings: ExportSettings, dtype: str):
-    """Load a preset's task, or its backbone.
-
-    Args:
-        preset: name or folder.
-        settings: what is asked for.
-        dtype: to load it in, unless its weights are quantized.
-
-    Raises:
-        ValueError: its weights are quantized and another precision is asked for.
-    """
-    stored = stored_task(preset)
-    cls = _class_named(stored.name if stored else "MegatronBertBackbone")
-    if not is_quantized(preset):
-        return cls.from_preset(preset, dtype=dtype)
-    if settings.precision not in (None, "int8"):
-        raise ValueError(
-            f"{preset} has quantized weights: export it as it is, without "
-            f"precision={settings.precision!r}"
-        )
-    return cls.from_preset(preset)
-
-
-def _class_named(name: str, expected: type | None = None) -> type:
-    """Return the class of this package with a name.
-
-    Args:
-        name: of a task or of the backbone.
-        expected: what it should be, if that is known.
-
-    Raises:
-        ValueError: there is none, or it is another one.
-    """
-    cls = getattr(importlib.import_module("keras_megatron"), name, None)
-    if cls is None or cls is not (expected or cls):
-        raise ValueError(
-            f"a SavedModel is made of a task or a backbone of keras_megatron, not of {name}: give "
-            "its weights to one of these"
-        )
-    return cls
 
 
 def _export_for_runtime(model, path: str | os.PathLike, settings: ExportSettings) -> Exported:

@@ -15,7 +15,7 @@ import keras
 import keras_hub
 
 from keras_megatron.presets.stored_task import is_quantized
-from keras_megatron.serving.exporting import load
+from keras_megatron.serving.loading import load
 from keras_megatron.serving.settings import ExportSettings
 
 
