@@ -82,24 +82,24 @@ def tasks(data: pathlib.Path) -> dict:
     from keras_megatron.finetuning.records import read_records
 
     def read(name, count):
-        records = read_records(data / name)
+        records = read_records(f"{data / name}")
         return records[:TRAINED_ON], records[-count:]
 
     def classifier(count):
         train, test = (
-            forms.text_examples(part, name_label) for part in read("sentiment.tsv", count)
+            forms.text_examples(part, name_label) for part in read("sentiment.tsv:train", count)
         )
         model = trained("TextClassifier", train, num_classes=2, class_names=["neg", "pos"])
         return model, test.columns[0]
 
     def next_sentence(count):
         train, test = (
-            forms.text_examples(part, integer_label) for part in read("pairs.tsv", count)
+            forms.text_examples(part, integer_label) for part in read("pairs.tsv:train", count)
         )
         return trained("NextSentencePredictor", train), test.columns
 
     def choices(count):
-        train, test = (forms.choice_examples(p) for p in read("multiple_choice.jsonl", count))
+        train, test = (forms.choice_examples(p) for p in read("multiple_choice.jsonl:train", count))
         return trained("MultipleChoice", train), test.columns
 
     def questions(count):
@@ -113,7 +113,9 @@ def tasks(data: pathlib.Path) -> dict:
         return model, [" ".join(words) for words in test.columns[0]]
 
     def texts(count):
-        train, test = (forms.text_examples(p, name_label) for p in read("sentiment.tsv", count))
+        train, test = (
+            forms.text_examples(p, name_label) for p in read("sentiment.tsv:train", count)
+        )
         return train.columns[0], test.columns[0]
 
     def masked_lm(count):
