@@ -10,6 +10,7 @@ from collections.abc import Callable
 from keras_megatron.backbone import MegatronBertBackbone
 from keras_megatron.serving import onnx_layers as layers
 from keras_megatron.serving.onnx_graph import OnnxGraph
+from keras_megatron.serving.settings import PRECISIONS
 from keras_megatron.tasks.causal_lm import MegatronBertCausalLM
 from keras_megatron.tasks.masked_lm import MegatronBertMaskedLM
 from keras_megatron.tasks.multiple_choice import MegatronBertMultipleChoice
@@ -20,7 +21,6 @@ from keras_megatron.tasks.text_classifier import MegatronBertTextClassifier
 from keras_megatron.tasks.text_embedder import MegatronBertTextEmbedder
 from keras_megatron.tasks.token_classifier import MegatronBertTokenClassifier
 
-_PRECISIONS = ("float32", "bfloat16", "int8")
 _AXES = {2: ("batch", "sequence"), 3: ("batch", "choices", "sequence")}
 _OTHER_AXES = {
     "mask_positions": ("batch", "masks"),
@@ -68,8 +68,8 @@ def check_precision(precision: str) -> None:
     Raises:
         ValueError: as said.
     """
-    if precision not in _PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(_PRECISIONS)}, not {precision!r}")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
 
 
 def model_graph(model, int8: str | None = None) -> OnnxGraph:

@@ -35,7 +35,6 @@ class Served:
     x: Any
     task: dict = dataclasses.field(default_factory=dict)
     preprocessor: dict = dataclasses.field(default_factory=dict)
-    backbone: dict = dataclasses.field(default_factory=dict)
 
 
 CASES = {
@@ -73,7 +72,7 @@ def make(name: str, class_names: bool = True, **arguments):
         sequence_length=20,
         **(case.preprocessor if class_names else {}),
     )
-    sizes = {"vocabulary_size": 40, "num_layers": 1, "dropout": 0.0, **case.backbone}
+    sizes = {"vocabulary_size": 40, "num_layers": 1, "dropout": 0.0}
     model = task(small_backbone(**sizes), preprocessor=preprocessor, **{**case.task, **arguments})
     randomize(model)
     if name == "CausalLM":
