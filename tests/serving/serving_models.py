@@ -61,11 +61,12 @@ CASES = {
     ),
     "CausalLM": Served(["it was", "the age of wisdom, it", "", "[MASK] epoch"]),
 }  # fmt: skip
+PRETRAINER = Served((TEXTS, OTHERS))  # which has no answers in Keras to compare with
 
 
 def make(name: str, class_names: bool = True, **arguments):
     """Make a model with random weights, which cuts at 20 tokens."""
-    case = CASES[name]
+    case = {**CASES, "Pretrainer": PRETRAINER}[name]
     task = getattr(keras_megatron, f"MegatronBert{name}")
     preprocessor = task.preprocessor_cls(
         MegatronBertTokenizer(PIECES),

@@ -19,7 +19,7 @@ from comparing import (
     served_answers,
 )
 from models import randomize, small_backbone
-from serving_models import CASES, PIECES, make, random_inputs
+from serving_models import CASES, LONG, PIECES, TEXTS, make, random_inputs
 
 from keras_megatron import (
     MegatronBertTokenClassifier,
@@ -27,6 +27,7 @@ from keras_megatron import (
     MegatronBertTokenizer,
     serving,
 )
+from keras_megatron.serving.answers.endpoint import WINDOWS
 
 BACKEND = keras.backend.backend()
 NAMES = list(CASES) if BACKEND == "tensorflow" else ["TextClassifier", "TokenClassifier"]
@@ -137,7 +138,7 @@ def test_ids_may_be_of_64_bits(tmp_path):
 
 @tensorflow_only
 def test_the_pretrainer_answers_with_both_heads(tmp_path):
-    model = make_pretrainer()
+    model = make("Pretrainer")
     folder = serving.export(model, tmp_path / "model", top_k=2, warmup=False).folder
     first, second = ["it was the [MASK]", "[MASK] was [MASK]"], ["of times", "the [MASK]"]
     outputs = ask(folder, first=first, second=second)
@@ -154,9 +155,19 @@ def test_the_pretrainer_answers_with_both_heads(tmp_path):
     np.testing.assert_allclose(outputs["follows"], tf.nn.softmax(logits["nsp"])[:, 0], atol=2e-5)
 
 
-def make_pretrainer():
-    CASES["Pretrainer"] = CASES["NextSentencePredictor"]
-    return make("Pretrainer")
+@tensorflow_only
+@pytest.mark.parametrize("name", ["TokenClassifier", "QuestionAnswering"])
+def test_texts_of_more_windows_than_are_read_at_once(name, tmp_path):
+    model = make(name)
+    texts = [" ".join([LONG] * 20), TEXTS[0]]
+    assert len(model.preprocessor.tokenizer.tokenize(texts[0])) > 20 * WINDOWS
+    x = (["the worst of times"] * 2, texts) if name == "QuestionAnswering" else texts
+    folder = serving.export(model, tmp_path / "model", warmup=False).folder
+    outputs = ask(folder, **inputs_of(name, x))
+    outputs = {key: decoded(array) for key, array in outputs.items()}
+    served, expected = served_answers(name, outputs, x), keras_answers(name, model, x)
+    assert difference(served, expected) < 2e-5
+    assert difference(served[:1], expected[1:]) > 1e-4  # the control
 
 
 @tensorflow_only

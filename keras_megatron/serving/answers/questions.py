@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from keras_megatron.serving.answers.endpoint import TEXTS, Endpoint, logits_of
+from keras_megatron.serving.answers.endpoint import TEXTS, Endpoint, logits_of_windows
 from keras_megatron.tasks.context_windows import SPECIAL_TOKENS
 
 # Melville, Moby-Dick (1851), public domain.
@@ -26,7 +26,7 @@ def question_answering(model, options) -> dict[str, Endpoint]:
         context = tf.strings.unicode_transcode(context, "UTF-8", "UTF-8")
         ids, offsets = tokenizer.tokenize_with_offsets(context)
         windows = _Windows(model.preprocessor, tokenizer.tokenize(question), ids)
-        logits = logits_of(model, windows.inputs(tokenizer))
+        logits = logits_of_windows(model, windows.inputs(tokenizer))
         longest = model.preprocessor.max_answer_length
         scores, null = _span_scores(windows, logits, tf.cast(longest, tf.int32))
         token, more, score = _best(scores, null, model.null_threshold)

@@ -6,7 +6,7 @@ from keras_megatron.serving.answers.endpoint import (
     TEXTS,
     Endpoint,
     dense,
-    logits_of,
+    logits_of_windows,
     most_tokens,
     names_of,
 )
@@ -54,7 +54,7 @@ def probabilities_of(model, ids: tf.RaggedTensor) -> tf.Tensor:
     rows = tf.ragged.range(first, first + shown)
     rows = rows.with_values(tf.gather(ids.values, rows.values))
     inputs = model.preprocessor.tokenizer.pack(rows)
-    probabilities = tf.nn.softmax(logits_of(model, inputs))
+    probabilities = tf.nn.softmax(logits_of_windows(model, inputs))
 
     piece = tf.ragged.range(lengths).values
     of_text = tf.cast(ids.value_rowids(), tf.int32)
