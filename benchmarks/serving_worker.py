@@ -128,7 +128,7 @@ def transformers_onnx(folder, precision):
 
 
 def transformers_openvino(folder, precision):
-    return _openvino(folder / "transformers.xml", THEIRS, "int64", "f32")
+    return _openvino(folder / "transformers.xml", THEIRS, "int64", precision)
 
 
 def onnx(folder, precision):
@@ -136,8 +136,7 @@ def onnx(folder, precision):
 
 
 def openvino(folder, precision):
-    hint = "bf16" if precision == "bfloat16" else "f32"
-    return _openvino(folder / f"openvino_{precision}" / "model.xml", OURS, "int32", hint)
+    return _openvino(folder / f"openvino_{precision}" / "model.xml", OURS, "int32", precision)
 
 
 def saved_model(folder, precision):
@@ -171,9 +170,10 @@ def _onnx(path, names, dtype):
     return answer
 
 
-def _openvino(path, names, dtype, hint):
+def _openvino(path, names, dtype, precision):
     import openvino
 
+    hint = "bf16" if precision == "bfloat16" else "f32"
     settings = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": threads()}
     model = openvino.Core().compile_model(path, "CPU", {**settings, "NUM_STREAMS": 1})
 
