@@ -14,6 +14,7 @@ import json
 import math
 import os
 import pathlib
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -59,10 +60,18 @@ class Results:
         self._path, self._lock = path, threading.Lock()
         self.values = json.loads(path.read_text()) if path.exists() else {}
 
-    def add(self, example: str, run: str, value) -> None:
-        """Keep what a run gave."""
+    def has(self, example: str, run: str, seed: int) -> bool:
+        """Say whether a run has been measured."""
+        return str(seed) in self.values.get(example, {}).get(run, {})
+
+    def add(self, example: str, run: str, value, seed: int | None = None) -> None:
+        """Keep what a run gave; a baseline has no seed."""
         with self._lock:
-            self.values.setdefault(example, {})[run] = value
+            runs = self.values.setdefault(example, {})
+            if seed is None:
+                runs[run] = value
+            else:
+                runs.setdefault(run, {})[str(seed)] = value
             self._path.write_text(json.dumps(self.values, indent=2, sort_keys=True) + "\n")
 
 
@@ -80,10 +89,11 @@ def main():
             results.add(row.example, "baseline", baseline)
     with concurrent.futures.ThreadPoolExecutor(options.workers) as pool:
         runs = [
-            pool.submit(run_example, row.example, run, options, results)
+            pool.submit(run_example, row.example, run, seed, options, results)
+            for seed in options.seeds
             for run in options.runs
             for row in rows
-            if run not in results.values[row.example]
+            if not results.has(row.example, run, seed)
         ]
         for done in concurrent.futures.as_completed(runs):
             done.result()
@@ -108,11 +118,12 @@ def parse_options() -> argparse.Namespace:
         "--logs", type=pathlib.Path, default=pathlib.Path(tempfile.gettempdir()), metavar="DIR"
     )
     parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--only", nargs="+", choices=[row.example for row in ROWS])
     return parser.parse_args()
 
 
-def run_example(example: str, run: str, options: argparse.Namespace, results: Results) -> None:
+def run_example(example: str, run: str, seed: int, options, results: Results) -> None:
     """Run an example in a process of its own and keep what it prints last.
 
     Raises:
@@ -120,9 +131,9 @@ def run_example(example: str, run: str, options: argparse.Namespace, results: Re
     """
     script = pathlib.Path(__file__).with_name(f"{example}.py")
     command = [sys.executable, str(script), str(options.data), "--dtype", options.dtype]
-    command += ["--preset", options.preset]
+    command += ["--preset", options.preset, "--seed", str(seed)]
     threads = max(1, (os.cpu_count() or 1) // options.workers)
-    log = options.logs / f"{example}_{run}.log"
+    log = options.logs / f"{example}_{run}_{seed}.log"
     start = time.perf_counter()
     with log.open("w") as stream:
         done = subprocess.run(
@@ -137,8 +148,8 @@ def run_example(example: str, run: str, options: argparse.Namespace, results: Re
     scores = json.loads(lines[-1])  # warnings may stand around it
     scores["minutes"] = round((time.perf_counter() - start) / 60, 1)
     scores["backend"], scores["dtype"] = keras.backend.backend(), options.dtype
-    results.add(example, run, scores)
-    print(f"{example}, {run}: {scores}", flush=True)
+    results.add(example, run, scores, seed)
+    print(f"{example}, {run}, seed {seed}: {scores}", flush=True)
 
 
 # === The page ===
@@ -148,22 +159,30 @@ def page(values: dict) -> str:
     """Return the two tables as Markdown."""
     needed = {"baseline", "random", "pretrained"}
     rows = [row for row in ROWS if values.get(row.example, {}).keys() >= needed]
-    runs = [values[row.example][run] for row in rows for run in RUNS if run in values[row.example]]
-    how = sorted({f"{run['backend']}, {run['dtype']}" for run in runs})
+    how = sorted(
+        {
+            f"{one['backend']}, {one['dtype']}"
+            for row in rows
+            for run in RUNS
+            for one in values[row.example].get(run, {}).values()
+        }
+    )
     lines = [
         "# Fine-tuned scores of `megatron_bert_tiny_uncased`",
         "",
-        "Written by `examples/score_table.py`. Test data, one seed; hyperparameters chosen on",
-        f"development data; trained with {'; '.join(how)}.",
+        "Written by `examples/score_table.py`. Test data; hyperparameters chosen on development",
+        f"data; trained with {'; '.join(how)}. Of several seeds the mean, and in brackets the",
+        "lowest and the highest.",
         "",
         "Within noise: less than two standard errors apart, for shares of so many test samples.",
+        "In each seed: the worst pretrained one is above the best one from random weights.",
         "",
         "| task | metric | simple baseline | random weights | pretrained | minutes | verdict |",
         "|---|---|---|---|---|---|---|",
         *(_score_line(row, values[row.example]) for row in rows),
         "",
         "What fewer bits, and training adapters of rank 8 instead of all weights, cost; int8 and",
-        "int4 quantize the trained encoder, bfloat16 is the whole model:",
+        "int4 quantize the trained encoder, bfloat16 is the whole model. First seed:",
         "",
         "| task | metric | float32 | bfloat16 | int8 | int4 | LoRA |",
         "|---|---|---|---|---|---|---|",
@@ -173,19 +192,27 @@ def page(values: dict) -> str:
 
 
 def _score_line(row: Row, values: dict) -> str:
-    baseline, random, pretrained = (
-        values[n]["score"] for n in ("baseline", "random", "pretrained")
+    baseline, count = values["baseline"]["score"], values["baseline"]["samples"]
+    random, pretrained = (
+        [one["score"] for one in values[run].values()] for run in ("random", "pretrained")
     )
-    count = values["baseline"]["samples"]
-    verdict = [
-        _verdict(pretrained, name, other, count)
-        for name, other in (("random", random), ("the baseline", baseline))
-    ]
+    mean = statistics.mean(pretrained)
+    against_random = _verdict(mean, "random", statistics.mean(random), count)
+    if len(random) > 1 and min(pretrained) > max(random):
+        against_random += ", in each seed"
+    minutes = statistics.mean(one["minutes"] for one in values["pretrained"].values())
     cells = (
-        *(row.title, row.metric, f"{baseline:.3f} ({row.baseline_name})", f"{random:.3f}"),
-        *(f"{pretrained:.3f}", f"{values['pretrained']['minutes']:.0f}", ", ".join(verdict)),
+        *(row.title, row.metric, f"{baseline:.3f} ({row.baseline_name})", _scores(random)),
+        *(_scores(pretrained), f"{minutes:.0f}"),
+        f"{against_random}; {_verdict(mean, 'the baseline', baseline, count)}",
     )
     return f"| {' | '.join(cells)} |"
+
+
+def _scores(scores: list[float]) -> str:
+    mean = f"{statistics.mean(scores):.3f}"
+    several = f" ({min(scores):.3f} - {max(scores):.3f}, {len(scores)} seeds)"
+    return mean + several * (len(scores) > 1)
 
 
 def _verdict(score: float, name: str, other: float, samples: int) -> str:
@@ -196,11 +223,11 @@ def _verdict(score: float, name: str, other: float, samples: int) -> str:
 
 
 def _precision_line(row: Row, values: dict) -> str:
-    pretrained, reference = values["pretrained"], values["pretrained"]["float32"]
-    cells = [row.title, row.metric, f"{reference:.3f}"]
+    pretrained = next(iter(values["pretrained"].values()))
+    cells = [row.title, row.metric, f"{pretrained['float32']:.3f}"]
     scores = [pretrained[name] for name in ("bfloat16", "int8", "int4")]
-    scores += [values["lora"]["score"]] if "lora" in values else []
-    cells += [f"{score:.3f} ({score - reference:+.3f})" for score in scores]
+    scores += [one["score"] for one in list(values.get("lora", {}).values())[:1]]
+    cells += [f"{score:.3f} ({score - pretrained['float32']:+.3f})" for score in scores]
     cells += ["not run"] * ("lora" not in values)
     return f"| {' | '.join(cells)} |"
 
