@@ -52,9 +52,7 @@ def logits_of_windows(model, inputs: dict[str, tf.Tensor]) -> tf.Tensor:
 
     # The last part may have fewer rows.
     parts = tf.TensorArray(tf.float32, steps, infer_shape=False, element_shape=[None] * 3)
-    _, parts = tf.while_loop(
-        lambda done, _: done < steps, step, (0, parts), parallel_iterations=1
-    )
+    _, parts = tf.while_loop(lambda done, _: done < steps, step, (0, parts), parallel_iterations=1)
     return parts.concat()
 
 
