@@ -26,6 +26,7 @@ def encode(
         output_attentions: see there.
         training: whether to drop out.
     """
+    inputs = _with_documents(inputs, get_layer("embeddings"))
     hidden_states = _embed(get_layer("embeddings"), inputs, training)
     attention_mask = _attention_mask(inputs, hidden_states, causal)
     encoder_hidden_states = inputs.get("encoder_hidden_states")
@@ -45,7 +46,11 @@ def encode(
             attentions.append(probabilities)
         all_hidden_states.append(hidden_states)
     sequence_output = get_layer("final_layer_norm")(hidden_states)
-    pooled_output = get_layer("pooled_dense")(sequence_output[:, 0, :])
+    first = sequence_output[:, 0, :]
+    if inputs.get("document_starts") is not None:
+        starts = ops.expand_dims(inputs["document_starts"], axis=-1)
+        first = ops.take_along_axis(sequence_output, starts, axis=1)
+    pooled_output = get_layer("pooled_dense")(first)
     outputs = {"sequence_output": sequence_output, "pooled_output": pooled_output}
     if output_hidden_states:
         outputs["hidden_states"] = (*all_hidden_states[:-1], sequence_output)
@@ -54,6 +59,26 @@ def encode(
         if cross:
             outputs["cross_attentions"] = cross[0]
     return outputs
+
+
+def _with_documents(inputs: Mapping, embeddings: keras.Layer) -> Mapping:
+    """Give each document of a row its own positions, and a mask that hides the others from it.
+
+    Padding is a document too, so that no query is without a key.
+    """
+    if inputs.get("document_ids") is None:
+        return inputs
+    ids = ops.cast(inputs["document_ids"], "int32")
+    same = ops.equal(ops.expand_dims(ids, 2), ops.expand_dims(ids, 1))  # (batch, query, key)
+    places = ops.expand_dims(ops.arange(ops.shape(ids)[1], dtype="int32"), 0)
+    # A place that is none of the document's counts for more than any that is.
+    first = ops.min(ops.where(same, ops.expand_dims(places, 0), 2**30), axis=-1)
+    positions = places - first
+    positions = ops.minimum(positions, embeddings.max_sequence_length - 1)  # of much padding
+    if inputs.get("attention_mask") is not None:
+        same = ops.logical_and(same, ops.cast(inputs["attention_mask"], "bool"))
+    given = {name: array for name, array in inputs.items() if name != "padding_mask"}
+    return {"position_ids": positions, **given, "attention_mask": same}
 
 
 def key_mask(padding_mask):

@@ -33,7 +33,13 @@ class EncoderCall:
                 (batch, sequence); `attention_mask`, (batch, query, key), 1 where a query may attend
                 to a key, with `padding_mask` or instead of it; and, instead of `token_ids`,
                 `token_embeddings`, float (batch, sequence, hidden). With one of these
-                `segment_ids` (then 0) and `padding_mask` (then 1) may be left out.
+                `segment_ids` (then 0) and `padding_mask` (then 1) may be left out. Several
+                documents, that is texts or pairs, may share a row: `document_ids`, int (batch,
+                sequence), number the document that a token belongs to, one after the other, with 0
+                for padding. Tokens attend to their own document, and its positions begin at 0.
+                `document_starts`, int (batch, documents), have the first position of each;
+                `pooled_output` is then (batch, documents, hidden). `keras_megatron.packing` makes
+                both.
             *args: of `keras.Model.__call__`.
             causal: whether a position attends only to itself and to what is before it.
             output_hidden_states: whether to return all hidden states.

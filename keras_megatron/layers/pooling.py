@@ -6,7 +6,7 @@ POOLINGS = ("mean", "cls", "max")
 
 @keras.saving.register_keras_serializable(package="keras_megatron")
 class TextPooling(keras.layers.Layer):
-    """Makes one vector of a sequence; padding has no part in it.
+    """Makes one vector of a sequence, or of each document of one; padding has no part in it.
 
     Args:
         pooling: str. `"mean"` or `"max"` of the tokens' hidden states, or `"cls"`, the first one.
@@ -23,17 +23,22 @@ class TextPooling(keras.layers.Layer):
         self.pooling = pooling
         self.normalize = normalize
 
-    def call(self, sequence_output, padding_mask):
+    def call(self, sequence_output, padding_mask, document_ids=None, document_starts=None):
         """Pool, in float32.
 
         Args:
             sequence_output: float (batch, sequence, hidden).
             padding_mask: int (batch, sequence), 1 for a token.
+            document_ids: int (batch, sequence), if rows are packed; see `packing.PackedRows`.
+            document_starts: int (batch, documents), the first positions of their documents.
 
         Returns:
-            float (batch, hidden); zeros for a row without any token, if the pooling is not "cls".
+            float (batch, hidden), for packed rows (batch, documents, hidden); zeros for one without
+            any token, if the pooling is not "cls".
         """
         states = ops.cast(sequence_output, "float32")
+        if document_ids is not None:
+            return self._finish(self._pool_documents(states, document_ids, document_starts))
         is_token = ops.expand_dims(ops.not_equal(padding_mask, 0), axis=-1)
         if self.pooling == "cls":
             pooled = states[:, 0, :]
@@ -43,13 +48,37 @@ class TextPooling(keras.layers.Layer):
         else:
             pooled = ops.max(ops.where(is_token, states, float("-3.4e38")), axis=1)
             pooled = ops.where(ops.any(is_token, axis=1), pooled, 0.0)
+        return self._finish(pooled)
+
+    def _finish(self, pooled):
         if self.normalize:
             pooled = ops.normalize(pooled, axis=-1)
         return ops.cast(pooled, self.compute_dtype)
 
-    def compute_output_shape(self, sequence_output_shape, padding_mask_shape):
-        """Return (batch, hidden)."""
-        return (sequence_output_shape[0], sequence_output_shape[-1])
+    def _pool_documents(self, states, document_ids, document_starts):
+        if self.pooling == "cls":
+            return ops.take_along_axis(states, ops.expand_dims(document_starts, -1), axis=1)
+        number = 1 + ops.arange(ops.shape(document_starts)[1], dtype="int32")
+        ids = ops.expand_dims(ops.cast(document_ids, "int32"), axis=1)
+        of_document = ops.equal(ids, ops.expand_dims(number, axis=(0, 2)))  # (batch, doc, token)
+        if self.pooling == "mean":
+            share = ops.cast(of_document, "float32")
+            share = share / ops.maximum(ops.sum(share, axis=-1, keepdims=True), 1.0)
+            return ops.matmul(share, states)
+        of_document = ops.expand_dims(of_document, axis=-1)
+        states = ops.where(of_document, ops.expand_dims(states, axis=1), float("-3.4e38"))
+        return ops.where(ops.any(of_document, axis=2), ops.max(states, axis=2), 0.0)
+
+    def compute_output_shape(
+        self,
+        sequence_output_shape,
+        padding_mask_shape,
+        document_ids_shape=None,
+        document_starts_shape=None,
+    ):
+        """Return (batch, hidden), or (batch, documents, hidden)."""
+        batch = document_starts_shape or sequence_output_shape[:1]
+        return (*batch, sequence_output_shape[-1])
 
     def get_config(self):
         """Return the arguments of the constructor."""

@@ -7,7 +7,13 @@ import numpy as np
 INPUTS = ("token_ids", "segment_ids", "padding_mask")
 ENCODER_INPUTS = ("encoder_hidden_states", "encoder_padding_mask")
 # What may be given besides, or instead.
-OPTIONAL_INPUTS = ("position_ids", "token_embeddings", "attention_mask")
+OPTIONAL_INPUTS = (
+    "position_ids",
+    "token_embeddings",
+    "attention_mask",
+    "document_ids",
+    "document_starts",
+)
 
 
 def check_input_names(inputs, cross_attention: bool) -> None:
@@ -27,6 +33,8 @@ def check_input_names(inputs, cross_attention: bool) -> None:
         raise ValueError(f"unknown input {unknown[0]!r}: known are {', '.join(sorted(known))}")
     if ("token_ids" in inputs) == ("token_embeddings" in inputs):
         raise ValueError("give either token_ids or token_embeddings")
+    if "document_starts" in inputs and "document_ids" not in inputs:
+        raise ValueError("document_starts say where documents begin: give document_ids too")
     optional = set(inputs).intersection(OPTIONAL_INPUTS)
     needed = set() if optional else {"segment_ids", "padding_mask"}
     if cross_attention:
@@ -55,7 +63,8 @@ def check_token_inputs(
         return
     token_ids = inputs.get("token_ids")
     length = token_ids.shape[-1] if isinstance(token_ids, np.ndarray) else None
-    if length is not None and length > max_sequence_length:
+    packed = "document_ids" in inputs  # positions are those in a document
+    if length is not None and length > max_sequence_length and not packed:
         raise ValueError(
             f"token_ids have {length} tokens but the model has {max_sequence_length} positions: "
             "truncate them (the preprocessors do)"
@@ -65,6 +74,7 @@ def check_token_inputs(
         "segment_ids": num_segments,
         "position_ids": max_sequence_length,
         "mask_positions": length,
+        "document_starts": length,
     }
     for name, limit in limits.items():
         ids = inputs.get(name)

@@ -48,6 +48,8 @@ class MegatronBertCausalLM(MegatronBertTask, keras_hub.models.CausalLM):
     backbone_cls = MegatronBertBackbone
     preprocessor_cls = MegatronBertCausalLMPreprocessor
     labels = "made"
+    outputs_for = "tokens"
+    causal = True
     default_learning_rate = 2e-5
 
     def __init__(
@@ -73,6 +75,10 @@ class MegatronBertCausalLM(MegatronBertTask, keras_hub.models.CausalLM):
         # === Config ===
         self.mlm_head = mlm_head
         self.head_activation = head_activation
+
+    def outputs_of(self, encoded, inputs, training=None):
+        """Return logits (batch, sequence, vocabulary)."""
+        return self.mlm_head(encoded["sequence_output"])
 
     def default_loss(self) -> keras.losses.Loss:
         """Return the mean cross entropy of the tokens that are there."""

@@ -44,6 +44,7 @@ class MegatronBertMaskedLM(MegatronBertTask, keras_hub.models.MaskedLM):
     backbone_cls = MegatronBertBackbone
     preprocessor_cls = MegatronBertMaskedLMPreprocessor
     labels = "made"
+    outputs_for = "masks"
 
     def __init__(
         self,
@@ -72,6 +73,10 @@ class MegatronBertMaskedLM(MegatronBertTask, keras_hub.models.MaskedLM):
         # === Config ===
         self.mlm_head = mlm_head
         self.head_activation = head_activation
+
+    def outputs_of(self, encoded, inputs, training=None):
+        """Return logits (batch, masks, vocabulary)."""
+        return self.mlm_head(encoded["sequence_output"], inputs["mask_positions"])
 
     def default_loss(self) -> keras.losses.Loss:
         """Return the mean cross entropy of the masked positions.

@@ -92,6 +92,11 @@ class MegatronBertMultipleChoice(MegatronBertTask, keras_hub.models.Task):
         self.classifier = classifier
         self.dropout = dropout
 
+    def outputs_of(self, encoded, inputs, training=None):
+        """Return scores (batch, documents), each a choice for some context."""
+        pooled = self.get_layer("classifier_dropout")(encoded["pooled_output"], training=training)
+        return self.classifier(pooled)[..., 0]
+
     def default_loss(self) -> keras.losses.Loss:
         """Return the cross entropy over the choices."""
         return keras.losses.SparseCategoricalCrossentropy(from_logits=True)

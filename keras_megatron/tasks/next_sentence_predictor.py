@@ -66,6 +66,10 @@ class MegatronBertNextSentencePredictor(MegatronBertTask, keras_hub.models.Task)
         # === Config ===
         self.binary_head = binary_head
 
+    def outputs_of(self, encoded, inputs, training=None):
+        """Return logits (batch, documents, 2)."""
+        return self.binary_head(encoded["pooled_output"])
+
     def default_loss(self) -> keras.losses.Loss:
         """Return the cross entropy."""
         return keras.losses.SparseCategoricalCrossentropy(from_logits=True)

@@ -1,3 +1,4 @@
+import typing
 from collections.abc import Mapping
 
 import keras
@@ -50,6 +51,7 @@ class MegatronBertPretrainer(MegatronBertTask, keras_hub.models.Task):
     backbone_cls = MegatronBertBackbone
     preprocessor_cls = MegatronBertPretrainerPreprocessor
     labels = "optional"
+    outputs_for: typing.ClassVar = {"mlm": "masks", "nsp": "documents"}
 
     def __init__(
         self,
@@ -83,6 +85,13 @@ class MegatronBertPretrainer(MegatronBertTask, keras_hub.models.Task):
         self.mlm_head = mlm_head
         self.binary_head = binary_head
         self.head_activation = head_activation
+
+    def outputs_of(self, encoded, inputs, training=None):
+        """Return logits `mlm` (batch, masks, vocabulary) and `nsp` (batch, documents, 2)."""
+        return {
+            "mlm": self.mlm_head(encoded["sequence_output"], inputs["mask_positions"]),
+            "nsp": self.binary_head(encoded["pooled_output"]),
+        }
 
     def default_loss(self) -> dict[str, keras.losses.Loss]:
         """Return two mean cross entropies, whose sum is the loss.

@@ -63,6 +63,7 @@ class MegatronBertQuestionAnswering(MegatronBertTask, keras_hub.models.Task):
 
     backbone_cls = MegatronBertBackbone
     preprocessor_cls = MegatronBertQuestionAnsweringPreprocessor
+    outputs_for = "tokens"
 
     def __init__(
         self,
@@ -87,6 +88,10 @@ class MegatronBertQuestionAnswering(MegatronBertTask, keras_hub.models.Task):
         # === Config ===
         self.qa_outputs = qa_outputs
         self.null_threshold = math.inf if null_threshold is None else null_threshold
+
+    def outputs_of(self, encoded, inputs, training=None):
+        """Return logits (batch, sequence, 2)."""
+        return self.qa_outputs(encoded["sequence_output"])
 
     def default_loss(self) -> keras.losses.Loss:
         """Return the mean cross entropy of an answer's two ends."""

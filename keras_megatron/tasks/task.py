@@ -4,7 +4,9 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_megatron.layers.token_inputs import OPTIONAL_INPUTS
 from keras_megatron.tasks.labels import labels_that_count
+from keras_megatron.tasks.packed_rows import predict_packed, run
 from keras_megatron.tasks.preprocessor import MegatronBertPreprocessor
 from keras_megatron.tasks.quiet import quiet
 from keras_megatron.tasks.samples import (
@@ -28,11 +30,32 @@ class MegatronBertTask(DefaultTraining):
     """
 
     labels = "required"  # "optional": y may be left out; "made": it is made from raw texts
+    outputs_for = "documents"  # or "tokens", or "masks": what the model has an output for each of
+    causal = False
 
     def __call__(self, inputs, *args, **kwargs):
-        """Run the model on ids."""
+        """Run the model on ids, in rows of one text or, with `document_ids`, of several."""
         self.backbone.check_inputs(inputs)
         return super().__call__(inputs, *args, **kwargs)
+
+    def call(self, inputs, training=None, mask=None):
+        """See `__call__`. What the functional model does not have is computed layer by layer."""
+        if not isinstance(inputs, Mapping) or "document_ids" not in inputs:
+            return super().call(inputs, training=training, mask=mask)
+        known = {*self.backbone.input, *OPTIONAL_INPUTS}
+        given = {name: array for name, array in inputs.items() if name in known}
+        encoded = self.backbone(given, causal=self.causal, training=training)
+        return self.outputs_of(encoded, inputs, training)
+
+    def outputs_of(self, encoded, inputs, training=None):
+        """Return the outputs for packed rows; a hook.
+
+        Args:
+            encoded: what the backbone returned.
+            inputs: what the model is called on, `document_ids` among them.
+            training: whether to drop out.
+        """
+        raise NotImplementedError
 
     def fit(
         self,
@@ -108,11 +131,17 @@ class MegatronBertTask(DefaultTraining):
             return super().evaluate(x, y, batch_size=batch_size, **weights, **kwargs)
 
     def predict(self, x=None, batch_size=None, **kwargs):
-        """Return logits; see `keras.Model.predict`."""
+        """Return logits; see `keras.Model.predict`.
+
+        Raw samples are packed, several to a row, so that no work is done on padding; a step has as
+        many rows as `batch_size` samples fill, and what is returned is in the samples' order.
+        Outputs for tokens are 0 where there is padding.
+        """
         x = by_position(x)
         self.backbone.check_inputs(x)
         if self._is_raw(x):
-            x, batch_size = self.preprocessor.dataset(x, batch_size=batch_size or 32), None
+            with quiet():
+                return predict_packed(self, x, batch_size or 32, **kwargs)
         with quiet():
             return super().predict(x, batch_size=batch_size, **kwargs)
 
@@ -210,23 +239,13 @@ class MegatronBertTask(DefaultTraining):
 
         Args:
             inputs: the model's inputs by name, each (rows, ...).
-            batch_size: rows a step. A smaller last batch is padded to a power of two, so that a
-                compiled backend sees few shapes.
+            batch_size: rows a step.
 
         Returns:
-            The model's outputs for all rows, float32.
+            The model's outputs for all rows, float32; of padding 0, or what it is taken for.
         """
         self.backbone.check_inputs(inputs)
-        rows = len(inputs["token_ids"])
-        parts = []
-        for start in range(0, rows, batch_size):
-            count = min(batch_size, rows - start)
-            padded = min(1 << (count - 1).bit_length(), batch_size)
-            index = start + np.minimum(np.arange(padded), count - 1)
-            batch = {name: np.asarray(array)[index] for name, array in inputs.items()}
-            outputs = keras.Model.predict_on_batch(self, batch)
-            parts.append(keras.tree.map_structure(lambda a, n=count: _as_float32(a[:n]), outputs))
-        return keras.tree.map_structure(lambda *arrays: np.concatenate(arrays), *parts)
+        return run(self, inputs, batch_size)
 
     def save_to_preset(self, preset_dir, max_shard_size=10):
         """Save as a preset; see `keras_hub.models.Task.save_to_preset`.
@@ -252,10 +271,6 @@ class MegatronBertTask(DefaultTraining):
 
 def _are_arrays(x) -> bool:
     return isinstance(x, Mapping) and all(isinstance(array, np.ndarray) for array in x.values())
-
-
-def _as_float32(array) -> np.ndarray:
-    return np.asarray(array).astype("float32")
 
 
 def check_tokenizer_fits(preprocessor, backbone) -> None:

@@ -104,6 +104,11 @@ class MegatronBertTextClassifier(MegatronBertTask, keras_hub.models.TextClassifi
         self.classifier = classifier
         self.dropout = dropout
 
+    def outputs_of(self, encoded, inputs, training=None):
+        """Return logits (batch, documents, classes)."""
+        pooled = self.get_layer("classifier_dropout")(encoded["pooled_output"], training=training)
+        return self.classifier(pooled)
+
     def default_loss(self) -> keras.losses.Loss:
         """Return the loss that the class describes."""
         from_logits = self.activation is None

@@ -53,6 +53,7 @@ class MegatronBertTokenClassifier(MegatronBertTask, keras_hub.models.Task):
 
     backbone_cls = MegatronBertBackbone
     preprocessor_cls = MegatronBertTokenClassifierPreprocessor
+    outputs_for = "tokens"
 
     def __init__(
         self,
@@ -84,6 +85,11 @@ class MegatronBertTokenClassifier(MegatronBertTask, keras_hub.models.Task):
         self.classifier = classifier
         self.num_classes = num_classes
         self.dropout = dropout
+
+    def outputs_of(self, encoded, inputs, training=None):
+        """Return logits (batch, sequence, classes)."""
+        states = self.get_layer("classifier_dropout")(encoded["sequence_output"], training=training)
+        return self.classifier(states)
 
     def default_loss(self) -> keras.losses.Loss:
         """Return the mean cross entropy of the pieces that have a label.
