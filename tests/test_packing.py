@@ -236,9 +236,7 @@ def test_multiple_choice(tmp_path, parity, packed_steps):
 )
 def test_pooling(encoders, pooling, normalize, packed_steps):
     reference, backbone = encoders
-    embedder = keras_megatron.MegatronBertTextEmbedder(
-        backbone, pooling=pooling, normalize=normalize
-    )
+    embedder = MegatronBertTextEmbedder(backbone, pooling=pooling, normalize=normalize)
     inputs = encoder_inputs(documents())
     with torch.no_grad():
         states = reference(**torch_inputs(inputs)).last_hidden_state.numpy()
