@@ -114,19 +114,20 @@ class PackedRows:
         starts[self.row[there], self.number[there]] = self.start[there]
         return {**packed, "document_starts": starts}
 
-    def tokens_of(self, outputs: np.ndarray, width: int) -> np.ndarray:
+    def tokens_of(self, outputs, width: int) -> np.ndarray:
         """Return outputs of tokens, (rows, row_length, ...), as (documents, width, ...).
 
         They are 0 for padding.
         """
+        outputs = keras.ops.convert_to_numpy(outputs)
         unpacked = np.zeros((len(self.lengths), width, *outputs.shape[2:]), outputs.dtype)
         document, token = self._tokens
         unpacked[document, token] = outputs[self.row[document], self.start[document] + token]
         return unpacked
 
-    def vectors_of(self, outputs: np.ndarray) -> np.ndarray:
+    def vectors_of(self, outputs) -> np.ndarray:
         """Return outputs of documents, (rows, documents of a row, ...), as (documents, ...)."""
-        return outputs[self.row, self.number]
+        return keras.ops.convert_to_numpy(outputs)[self.row, self.number]
 
     def lay_positions(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Lay positions of tokens in their documents, (documents, any number), into rows.
