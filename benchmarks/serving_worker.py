@@ -28,11 +28,11 @@ def inputs_of(batch: int, length: int) -> dict[str, np.ndarray]:
     return {"token_ids": token_ids, "segment_ids": ones * 0, "padding_mask": ones}
 
 
-def make(layers: int, folder: pathlib.Path) -> None:
-    """Write a classifier of the 345M shape, of so many layers, in every form."""
+def classifier(layers: int):
+    """Return a classifier of the 345M shape, of so many layers, with random weights."""
     import keras
 
-    from keras_megatron import MegatronBertBackbone, MegatronBertTextClassifier, serving
+    from keras_megatron import MegatronBertBackbone, MegatronBertTextClassifier
 
     keras.utils.set_random_seed(0)
     backbone = MegatronBertBackbone(30_592, layers, 16, 1024, 4096)
@@ -40,6 +40,14 @@ def make(layers: int, folder: pathlib.Path) -> None:
     model.classifier.kernel.assign(
         np.random.default_rng(0).normal(0, 0.05, model.classifier.kernel.shape)
     )
+    return model
+
+
+def make(layers: int, folder: pathlib.Path) -> None:
+    """Write a classifier in every form."""
+    from keras_megatron import serving
+
+    model = classifier(layers)
     model.export_to_transformers(folder / "transformers")
     for precision in ("float32", "bfloat16", "int8"):
         for format in ("saved_model", "onnx", "openvino"):

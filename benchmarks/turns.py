@@ -1,0 +1,126 @@
+"""Processes that take turns in being timed, so that a busy machine is busy for all of them."""
+
+import csv
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+
+import numpy as np
+
+PACKAGES = ("keras", "jax", "tensorflow", "torch", "transformers", "onnxruntime", "openvino")
+LIMITS = {"float32": 2e-3, "bfloat16": 0.2, "int8": 0.5}  # of logits with a spread of about 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """What a process runs: a form that its script knows, in a precision, on a backend."""
+
+    form: str
+    precision: str
+    backend: str = "tensorflow"
+
+
+@dataclasses.dataclass
+class Form:
+    """A process with a model."""
+
+    name: str
+    kind: Kind
+    process: subprocess.Popen
+
+    @classmethod
+    def start(
+        cls, worker: pathlib.Path, name: str, kind: Kind, folder: pathlib.Path, threads: int
+    ) -> "Form":
+        """Start it; `ask` waits until it is there."""
+        command = [sys.executable, str(worker), kind.form, kind.precision, str(folder)]
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": str(threads),
+            "TF_CPP_MIN_LOG_LEVEL": "3",
+            "KERAS_BACKEND": kind.backend,
+        }
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        log = (folder / f"{name}.log").open("w")
+        return cls(name, kind, subprocess.Popen(command, env=environment, stderr=log, **pipes))
+
+    def ask(self, question) -> dict:
+        """Have it answer a question: its `seconds` and its `logits`."""
+        print(json.dumps(question), file=self.process.stdin, flush=True)
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self.name} has ended: see its log")
+        return json.loads(line)
+
+
+def make_equal(forms: list[Form], question) -> dict[str, float]:
+    """Warm all forms up, and return by how much their logits differ from the first one's.
+
+    Raises:
+        ValueError: by more than their precision explains.
+    """
+    expected, errors = None, {}
+    for form in forms:
+        form.ask(question)
+        found = np.array(form.ask(question)["logits"])
+        expected = found if expected is None else expected
+        errors[form.name] = float(np.abs(found - expected).max())
+        limit = LIMITS[form.kind.precision]
+        if not errors[form.name] < limit:
+            raise ValueError(f"{form.name} differs by {errors[form.name]}, more than {limit}")
+    return errors
+
+
+def take_turns(forms: list[Form], question, rounds: int) -> dict[str, list[float]]:
+    """Return the seconds that each form took in each round."""
+    seconds = {form.name: [] for form in forms}
+    for _ in range(rounds):
+        for form in forms:
+            seconds[form.name].append(form.ask(question)["seconds"])
+    return seconds
+
+
+def write(panels: dict[str, list[dict]], folder: pathlib.Path, name: str) -> None:
+    """Write a CSV of all rows, with the versions in its first line, and a plot of ratios."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [row for rows in panels.values() for row in rows]
+    versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in PACKAGES)
+    with (folder / f"{name}.csv").open("w", newline="") as file:
+        file.write(f"# {datetime.date.today()}, {processor()}, {versions}\n")
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    plot(panels, folder / f"{name}.png")
+
+
+def processor() -> str:
+    """Return what the operating system calls the processor."""
+    for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(": ")[2]
+    return platform.processor()
+
+
+def plot(panels: dict[str, list[dict]], path: pathlib.Path) -> None:
+    """Draw how many times as fast as the first form each one is, in panels by their titles."""
+    from matplotlib.figure import Figure
+
+    names = [row["form"] for row in next(iter(panels.values()))]
+    figure = Figure((2.5 + 2.2 * len(panels), 0.8 + 0.3 * len(names)), layout="constrained")
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    colours = ["0.65" if name.startswith("transformers") else "tab:blue" for name in names]
+    for panel, (title, rows) in zip(axes, panels.items(), strict=True):
+        bars = panel.barh(names, [row["times_reference"] for row in rows], color=colours)
+        panel.bar_label(bars, fmt="%.2f", padding=2, fontsize=8)
+        panel.set_title(title, fontsize=9)
+        panel.axvline(1, color="0.3", linewidth=0.8)
+        panel.margins(x=0.25)
+    axes[0].invert_yaxis()
+    figure.supxlabel(f"speed, x {names[0]}, float32", fontsize=9)
+    figure.savefig(path, dpi=110)
