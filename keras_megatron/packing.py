@@ -21,19 +21,15 @@ class PackedRows:
         lengths: int (documents,), tokens of each; a document without any lies nowhere.
         row: int (documents,), the row that it lies in.
         start: int (documents,), its first position there.
-        number: int (documents,), how many lie before it in the row.
-        rows: rows that are filled.
+        rows: number of rows.
         row_length: their length.
-        most: documents that a row may have.
     """
 
     lengths: np.ndarray
     row: np.ndarray
     start: np.ndarray
-    number: np.ndarray
     rows: int
     row_length: int
-    most: int
 
     @classmethod
     def plan(cls, lengths, row_length: int | None = None) -> "PackedRows":
@@ -58,42 +54,12 @@ class PackedRows:
             raise ValueError(
                 f"a text of {longest} tokens is longer than a row: give row_length={longest}"
             )
-        row, start, number = (np.zeros(len(lengths), "int64") for _ in range(3))
-        used, counts = [], []  # tokens and documents of each row
-        with_room = [[] for _ in range(row_length + 1)]  # rows, by the room that they have left
-        rooms = 0  # a bit for each room that some row has
+        row, start = np.zeros(len(lengths), "int64"), np.zeros(len(lengths), "int64")
+        room = _Room(row_length)
         for document in np.argsort(-lengths, kind="stable").tolist():
-            length = int(lengths[document])
-            if not length:
-                break
-            enough = rooms >> length
-            if enough:
-                room = length + (enough & -enough).bit_length() - 1
-                place = with_room[room].pop()
-                if not with_room[room]:
-                    rooms &= ~(1 << room)
-            else:
-                room, place = row_length, len(used)
-                used.append(0)
-                counts.append(0)
-            row[document], start[document], number[document] = place, used[place], counts[place]
-            used[place] += length
-            counts[place] += 1
-            with_room[room - length].append(place)
-            rooms |= 1 << (room - length)
-        most = 1 << (max(counts, default=1) - 1).bit_length()
-        return cls(lengths, row, start, number, len(used), row_length, most)
-
-    def lay(self, values: np.ndarray, dtype="int32") -> np.ndarray:
-        """Lay values of tokens, (documents, width) with the tokens first, into rows.
-
-        Returns:
-            (rows, row_length), 0 where there is no token.
-        """
-        rows = np.zeros((self.rows, self.row_length, *values.shape[2:]), dtype)
-        document, token = self._tokens
-        rows[self.row[document], self.start[document] + token] = values[document, token]
-        return rows
+            if lengths[document]:
+                row[document], start[document] = room.take(int(lengths[document]))
+        return cls(lengths, row, start, room.rows, row_length)
 
     def inputs(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Lay a model's inputs, (documents, width) each, into rows.
@@ -103,16 +69,41 @@ class PackedRows:
 
         Returns:
             These as (rows, row_length), with `document_ids` of the same shape, 1 and on in each row
-            and 0 for padding; and `document_starts` (rows, documents).
+            and 0 for padding; and `cls_positions` (documents,), where each one begins in the rows
+            laid one behind the other.
         """
         names = ("token_ids", "segment_ids", "padding_mask")
         packed = {name: self.lay(inputs[name]) for name in names}
+        order = np.lexsort((self.start, self.row))
+        order = order[self.lengths[order] > 0]
+        number = np.zeros(len(self.lengths), "int64")
+        number[order] = 1 + np.arange(len(order))
+        first = np.full(self.rows + 1, len(order))
+        np.minimum.at(first, self.row[order], np.arange(len(order)))
+        number -= first[self.row]  # 1 for the first one of a row
         width = inputs["token_ids"].shape[1]
-        packed["document_ids"] = self.lay(np.repeat(self.number[:, None] + 1, width, axis=1))
-        starts = np.zeros((self.rows, self.most), "int32")
-        there = self.lengths > 0
-        starts[self.row[there], self.number[there]] = self.start[there]
-        return {**packed, "document_starts": starts}
+        packed["document_ids"] = self.lay(np.repeat(number[:, None], width, axis=1))
+        return {**packed, "cls_positions": self._first.astype("int32")}
+
+    def lay(self, values: np.ndarray, dtype="int32") -> np.ndarray:
+        """Lay values of tokens, (documents, width) with the tokens first, into rows.
+
+        Returns:
+            (rows, row_length), 0 where there is no token.
+        """
+        rows = np.zeros((self.rows, self.row_length), dtype)
+        document, token = self._tokens
+        rows[self.row[document], self.start[document] + token] = values[document, token]
+        return rows
+
+    def positions(self, positions: np.ndarray) -> np.ndarray:
+        """Return where positions in documents, (documents, any number), lie in the rows.
+
+        The rows lie one behind the other. A position behind a document's tokens, which no row has,
+        is taken for the first one.
+        """
+        inside = positions < self.lengths[:, None]
+        return self._first[:, None] + np.where(inside, positions, 0)
 
     def tokens_of(self, outputs, width: int) -> np.ndarray:
         """Return outputs of tokens, (rows, row_length, ...), as (documents, width, ...).
@@ -125,33 +116,36 @@ class PackedRows:
         unpacked[document, token] = outputs[self.row[document], self.start[document] + token]
         return unpacked
 
-    def vectors_of(self, outputs) -> np.ndarray:
-        """Return outputs of documents, (rows, documents of a row, ...), as (documents, ...)."""
-        return keras.ops.convert_to_numpy(outputs)[self.row, self.number]
-
-    def lay_positions(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Lay positions of tokens in their documents, (documents, any number), into rows.
-
-        A position behind a document's tokens, which no row has, is taken for the first one.
+    def steps(self, rows: int) -> Iterator[tuple["PackedRows", np.ndarray]]:
+        """Split the rows into steps of so many, the last one of less.
 
         Returns:
-            Positions in the rows, int32 (rows, number), each that is asked for once; and where each
-            of the given ones stands in them, int (documents, any number).
+            For each step its plan, and which of the documents lie in it. The rows of a plan are
+            rounded up, as shapes are.
         """
-        document = np.arange(len(positions))[:, None]
-        positions = np.where(positions < self.lengths[:, None], positions, 0)
-        width = 1 + int(positions.max(initial=0))
-        asked, where = np.unique(document * width + positions, return_inverse=True)
-        document, position = asked // width, asked % width
-        row = self.row[document]
-        order = np.argsort(row, kind="stable")
-        first = np.searchsorted(row[order], row[order])
-        rank = np.empty(len(asked), "int64")
-        rank[order] = np.arange(len(asked)) - first
-        most = -(-(1 + int(rank.max(initial=0))) // 8) * 8
-        rows = np.zeros((self.rows, most), "int32")
-        rows[row, rank] = self.start[document] + position
-        return rows, rank[where].reshape(positions.shape)
+        there = np.flatnonzero(self.lengths)
+        for first in range(0, self.rows, rows):
+            of_step = there[(self.row[there] >= first) & (self.row[there] < first + rows)]
+            count = min(rows, self.rows - first)
+            yield (
+                PackedRows(
+                    self.lengths[of_step],
+                    self.row[of_step] - first,
+                    self.start[of_step],
+                    min(round_up(count), rows),
+                    self.row_length,
+                ),
+                of_step,
+            )
+
+    def rows_a_step(self, documents: int) -> int:
+        """Return how many rows have about so many documents, rounded as shapes are."""
+        tokens = documents * self.lengths.mean()
+        return min(round_up(tokens / self.row_length), round_up(self.rows))
+
+    @property
+    def _first(self) -> np.ndarray:
+        return self.row * self.row_length + self.start
 
     @property
     def _tokens(self) -> tuple[np.ndarray, np.ndarray]:
@@ -159,44 +153,30 @@ class PackedRows:
         first = np.cumsum(self.lengths) - self.lengths
         return document, np.arange(len(document)) - first[document]
 
-    def rows_a_step(self, documents: int) -> int:
-        """Return how many rows have about so many documents, rounded as shapes are."""
-        tokens = documents * self.lengths.mean()
-        return min(round_up_rows(tokens / self.row_length), round_up_rows(self.rows))
 
+class _Room:
+    """What is left of rows, by how much it is."""
 
-class RowBatches(keras.utils.PyDataset):
-    """Batches of packed rows, the last one filled up with empty rows.
+    def __init__(self, row_length: int):
+        self.rows = 0
+        self._row_length = row_length
+        self._with = [[] for _ in range(row_length + 1)]  # rows that have so much room
+        self._some = 0  # a bit for each room that some row has
 
-    Args:
-        inputs: arrays (rows, ...) by name.
-        batch_size: rows a batch.
-    """
-
-    def __init__(self, inputs: Mapping[str, np.ndarray], batch_size: int):
-        super().__init__()
-        self._inputs, self._batch_size = inputs, batch_size
-        self._rows = len(inputs["token_ids"])
-
-    def __len__(self) -> int:
-        return -(-self._rows // self._batch_size)
-
-    def __getitem__(self, index: int) -> tuple:
-        first = index * self._batch_size
-        count = min(self._batch_size, self._rows - first)
-        padded = min(self._batch_size, round_up_rows(count))
-        return (
-            {
-                name: np.pad(
-                    array[first : first + count],
-                    [(0, padded - count), *[(0, 0)] * (array.ndim - 1)],
-                )
-                for name, array in self._inputs.items()
-            },
-        )
-
-    def __iter__(self) -> Iterator[tuple]:
-        return (self[index] for index in range(len(self)))
+    def take(self, length: int) -> tuple[int, int]:
+        """Return a row and the place in it of a document that leaves the least room."""
+        enough = self._some >> length
+        if enough:
+            room = length + (enough & -enough).bit_length() - 1
+            row = self._with[room].pop()
+            if not self._with[room]:
+                self._some &= ~(1 << room)
+        else:
+            room, row = self._row_length, self.rows
+            self.rows += 1
+        self._with[room - length].append(row)
+        self._some |= 1 << (room - length)
+        return row, self._row_length - room
 
 
 def _possible_lengths(longest: int, lengths: np.ndarray) -> list[int]:
@@ -212,7 +192,7 @@ def round_up_length(length: int) -> int:
     return fitting[0] if fitting else -(-int(length) // _LENGTHS[-1]) * _LENGTHS[-1]
 
 
-def round_up_rows(rows: float) -> int:
+def round_up(number: float) -> int:
     """Return a number of rows that is one of few: 1, 2, 3, 4, 6, 8, 12, 16, 24 and so on."""
-    power = 1 << max(0, int(np.ceil(np.log2(max(rows, 1)))))
-    return power * 3 // 4 if power >= 4 and rows <= power * 3 // 4 else power
+    power = 1 << max(0, int(np.ceil(np.log2(max(number, 1)))))
+    return power * 3 // 4 if power >= 4 and number <= power * 3 // 4 else power

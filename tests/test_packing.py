@@ -22,8 +22,7 @@ from keras_megatron import (
     MegatronBertTextClassifier,
     MegatronBertTextEmbedder,
 )
-from keras_megatron.packing import PackedRows, RowBatches, round_up_rows
-from keras_megatron.tasks import packed_rows
+from keras_megatron.packing import PackedRows, round_up
 
 TOLERANCE = 2e-5
 
@@ -42,9 +41,9 @@ def documents(batch: int = 9, sequence: int = 24) -> dict[str, np.ndarray]:
 def packed_steps(monkeypatch) -> list:
     """The inputs of each step of `logits`, as they come."""
     steps = []
-    run = packed_rows._predict
+    run = keras.Model.predict_on_batch
     monkeypatch.setattr(
-        packed_rows, "_predict", lambda task, batch: (steps.append(batch), run(task, batch))[1]
+        keras.Model, "predict_on_batch", lambda task, x: (steps.append(x), run(task, x))[1]
     )
     return steps
 
@@ -62,7 +61,6 @@ def test_a_plan_lays_each_token_once(lengths, row_length):
     there = np.arange(width) < np.array(lengths)[:, None]
     assert sorted(laid[laid > 0]) == sorted(values[there])
     np.testing.assert_array_equal(plan.tokens_of(laid, width), np.where(there, values, 0))
-    assert plan.number.max() < plan.most
     # Best fit leaves no two rows that would fit into one.
     used = sorted((laid > 0).sum(axis=1))
     assert len(used) < 2 or used[0] + used[1] > plan.row_length
@@ -84,15 +82,16 @@ def test_a_row_has_to_hold_the_longest():
 
 @pytest.mark.backend_independent
 def test_shapes_are_few():
-    assert [round_up_rows(n) for n in (0.2, 1, 2, 2.5, 3.5, 5, 7, 9, 13, 25)] == [
+    assert [round_up(n) for n in (0.2, 1, 2, 2.5, 3.5, 5, 7, 9, 13, 25)] == [
         *(1, 1, 2, 3, 4, 6, 8, 12, 16, 32)
     ]
-    rows = {"token_ids": np.arange(1, 41).reshape(20, 2), "document_starts": np.ones((20, 3))}
-    batches = [x for (x,) in RowBatches(rows, 8)]
-    assert [len(x["token_ids"]) for x in batches] == [8, 8, 4]
-    batches = [x for (x,) in RowBatches({"token_ids": rows["token_ids"][:13]}, 8)]
-    assert [len(x["token_ids"]) for x in batches] == [8, 6]
-    assert not batches[1]["token_ids"][5].any()
+    lengths = np.random.default_rng(0).integers(0, 30, 100)
+    steps = list(PackedRows.plan(lengths, 32).steps(8))
+    assert {plan.rows for plan, _ in steps[:-1]} == {8}
+    assert steps[-1][0].rows in (1, 2, 3, 4, 6, 8)
+    assert sorted(np.concatenate([documents for _, documents in steps])) == [
+        *np.flatnonzero(lengths)
+    ]
 
 
 # === The backbone ===
@@ -123,20 +122,18 @@ def test_packed_rows_next_to_transformers(encoders, row_length, parity):
         real = inputs["padding_mask"] == 1
         return (
             largest_difference(tokens[real], expected.last_hidden_state.numpy()[real]),
-            largest_difference(
-                plan.vectors_of(outputs["pooled_output"]), expected.pooler_output.numpy()
-            ),
+            largest_difference(outputs["pooled_output"], expected.pooler_output.numpy()),
         )
 
     found = differences()
     parity("packed rows", max(found), 0.0, TOLERANCE)
-    # Negative controls: documents that see each other, whose positions go on, or shifted starts.
+    # Negative controls: documents that see each other, whose positions go on, or begin elsewhere.
     one = (packed["document_ids"] > 0).astype("int32")
     assert differences(document_ids=one)[0] > 0.01
     positions = np.arange(row_length)[None] % 40
     assert differences(position_ids=positions.astype("int32"))[0] > 0.01
-    shifted = np.minimum(packed["document_starts"] + 1, row_length - 1)
-    assert differences(document_starts=shifted)[1] > 0.01
+    shifted = np.roll(packed["cls_positions"], 1)
+    assert differences(cls_positions=shifted)[1] > 0.01
 
 
 def test_packed_rows_may_be_causal(encoders):
@@ -155,8 +152,8 @@ def test_errors(encoders):
     without = {name: array for name, array in packed.items() if name != "document_ids"}
     with pytest.raises(ValueError, match="give document_ids too"):
         backbone(without)
-    far = {**packed, "document_starts": packed["document_starts"] + 99}
-    with pytest.raises(ValueError, match="document_starts must be from 0 to 15, but there is 104"):
+    far = {**packed, "cls_positions": packed["cls_positions"] + 99}
+    with pytest.raises(ValueError, match="cls_positions must be from 0 to 15, but there is 104"):
         backbone(far)
 
 

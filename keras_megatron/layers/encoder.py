@@ -47,9 +47,8 @@ def encode(
         all_hidden_states.append(hidden_states)
     sequence_output = get_layer("final_layer_norm")(hidden_states)
     first = sequence_output[:, 0, :]
-    if inputs.get("document_starts") is not None:
-        starts = ops.expand_dims(inputs["document_starts"], axis=-1)
-        first = ops.take_along_axis(sequence_output, starts, axis=1)
+    if inputs.get("cls_positions") is not None:
+        first = take_tokens(sequence_output, inputs["cls_positions"])
     pooled_output = get_layer("pooled_dense")(first)
     outputs = {"sequence_output": sequence_output, "pooled_output": pooled_output}
     if output_hidden_states:
@@ -68,17 +67,43 @@ def _with_documents(inputs: Mapping, embeddings: keras.Layer) -> Mapping:
     """
     if inputs.get("document_ids") is None:
         return inputs
-    ids = ops.cast(inputs["document_ids"], "int32")
-    same = ops.equal(ops.expand_dims(ids, 2), ops.expand_dims(ids, 1))  # (batch, query, key)
-    places = ops.expand_dims(ops.arange(ops.shape(ids)[1], dtype="int32"), 0)
-    # A place that is none of the document's counts for more than any that is.
-    first = ops.min(ops.where(same, ops.expand_dims(places, 0), 2**30), axis=-1)
+    same, first = same_document(inputs["document_ids"])
+    places = ops.expand_dims(ops.arange(ops.shape(first)[1], dtype="int32"), 0)
     positions = places - first
     positions = ops.minimum(positions, embeddings.max_sequence_length - 1)  # of much padding
     if inputs.get("attention_mask") is not None:
         same = ops.logical_and(same, ops.cast(inputs["attention_mask"], "bool"))
     given = {name: array for name, array in inputs.items() if name != "padding_mask"}
     return {"position_ids": positions, **given, "attention_mask": same}
+
+
+def same_document(document_ids):
+    """Return which tokens of a row share a document, and where each one's document begins.
+
+    Args:
+        document_ids: int (batch, sequence).
+
+    Returns:
+        bool (batch, sequence, sequence), and int32 (batch, sequence), positions in the row.
+    """
+    same = ops.equal(ops.expand_dims(document_ids, 2), ops.expand_dims(document_ids, 1))
+    places = ops.arange(ops.shape(document_ids)[1], dtype="int32")
+    # A place that is none of the document's counts for more than any that is.
+    first = ops.min(ops.where(same, ops.expand_dims(places, axis=(0, 1)), 2**30), axis=-1)
+    return same, first
+
+
+def take_tokens(states, positions):
+    """Return the states of some tokens of packed rows.
+
+    Args:
+        states: float (batch, sequence, hidden).
+        positions: int (tokens,), in the rows laid one behind the other.
+
+    Returns:
+        float (tokens, hidden).
+    """
+    return ops.take(ops.reshape(states, (-1, ops.shape(states)[-1])), positions, axis=0)
 
 
 def key_mask(padding_mask):

@@ -37,9 +37,9 @@ class EncoderCall:
                 documents, that is texts or pairs, may share a row: `document_ids`, int (batch,
                 sequence), number the document that a token belongs to, one after the other, with 0
                 for padding. Tokens attend to their own document, and its positions begin at 0.
-                `document_starts`, int (batch, documents), have the first position of each;
-                `pooled_output` is then (batch, documents, hidden). `keras_megatron.packing` makes
-                both.
+                `cls_positions`, int (documents,), have each one's first position, in the rows laid
+                one behind the other; `pooled_output` is then (documents, hidden).
+                `keras_megatron.packing` makes both.
             *args: of `keras.Model.__call__`.
             causal: whether a position attends only to itself and to what is before it.
             output_hidden_states: whether to return all hidden states.

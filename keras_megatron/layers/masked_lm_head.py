@@ -2,6 +2,7 @@ import keras
 from keras import ops
 
 from keras_megatron.layers.common import get_activation, layer_norm, normal_initializer
+from keras_megatron.layers.encoder import take_tokens
 
 
 @keras.saving.register_keras_serializable(package="keras_megatron")
@@ -55,13 +56,16 @@ class MaskedLMHead(keras.layers.Layer):
 
         Args:
             sequence_output: float (batch, sequence, hidden).
-            mask_positions: int (batch, masks), positions in the sequence; all of them if None.
+            mask_positions: int (batch, masks), positions in the sequence; all of them if None. Or
+                int (masks,), positions in packed rows that are laid one behind the other.
 
         Returns:
-            Logits, float (batch, masks, vocabulary).
+            Logits, float (batch, masks, vocabulary) or (masks, vocabulary).
         """
         scored = sequence_output
-        if mask_positions is not None:
+        if mask_positions is not None and len(mask_positions.shape) == 1:
+            scored = take_tokens(sequence_output, mask_positions)
+        elif mask_positions is not None:
             positions = ops.expand_dims(mask_positions, axis=-1)
             scored = ops.take_along_axis(sequence_output, positions, axis=1)
         scored = self.layer_norm(self.dense(scored))
@@ -70,7 +74,7 @@ class MaskedLMHead(keras.layers.Layer):
         return ops.cast(logits, self.compute_dtype) + self.bias
 
     def compute_output_shape(self, sequence_output_shape, mask_positions_shape=None):
-        """Return (batch, masks, vocabulary)."""
+        """Return (batch, masks, vocabulary), or (masks, vocabulary)."""
         return (
             *(mask_positions_shape or sequence_output_shape[:2]),
             self.token_embedding.input_dim,

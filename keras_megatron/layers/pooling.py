@@ -1,6 +1,8 @@
 import keras
 from keras import ops
 
+from keras_megatron.layers.encoder import same_document, take_tokens
+
 POOLINGS = ("mean", "cls", "max")
 
 
@@ -23,22 +25,22 @@ class TextPooling(keras.layers.Layer):
         self.pooling = pooling
         self.normalize = normalize
 
-    def call(self, sequence_output, padding_mask, document_ids=None, document_starts=None):
+    def call(self, sequence_output, padding_mask, document_ids=None, cls_positions=None):
         """Pool, in float32.
 
         Args:
             sequence_output: float (batch, sequence, hidden).
             padding_mask: int (batch, sequence), 1 for a token.
             document_ids: int (batch, sequence), if rows are packed; see `packing.PackedRows`.
-            document_starts: int (batch, documents), the first positions of their documents.
+            cls_positions: int (documents,), where documents begin.
 
         Returns:
-            float (batch, hidden), for packed rows (batch, documents, hidden); zeros for one without
-            any token, if the pooling is not "cls".
+            float (batch, hidden), for packed rows (documents, hidden); zeros for one without any
+            token, if the pooling is not "cls".
         """
         states = ops.cast(sequence_output, "float32")
         if document_ids is not None:
-            return self._finish(self._pool_documents(states, document_ids, document_starts))
+            return self._finish(self._pool_documents(states, document_ids, cls_positions))
         is_token = ops.expand_dims(ops.not_equal(padding_mask, 0), axis=-1)
         if self.pooling == "cls":
             pooled = states[:, 0, :]
@@ -55,29 +57,34 @@ class TextPooling(keras.layers.Layer):
             pooled = ops.normalize(pooled, axis=-1)
         return ops.cast(pooled, self.compute_dtype)
 
-    def _pool_documents(self, states, document_ids, document_starts):
+    def _pool_documents(self, states, document_ids, cls_positions):
         if self.pooling == "cls":
-            return ops.take_along_axis(states, ops.expand_dims(document_starts, -1), axis=1)
-        number = 1 + ops.arange(ops.shape(document_starts)[1], dtype="int32")
-        ids = ops.expand_dims(ops.cast(document_ids, "int32"), axis=1)
-        of_document = ops.equal(ids, ops.expand_dims(number, axis=(0, 2)))  # (batch, doc, token)
+            return take_tokens(states, cls_positions)
+        _, first = same_document(document_ids)
+        rows, length = ops.shape(first)
+        first = first + ops.expand_dims(ops.arange(rows, dtype="int32") * length, axis=-1)
+        of_document = ops.equal(
+            ops.expand_dims(cls_positions, axis=-1), ops.reshape(first, (1, -1))
+        )  # (documents, tokens); padding may be one of the given documents, nobody asks for it
+        states = ops.reshape(states, (-1, ops.shape(states)[-1]))
         if self.pooling == "mean":
             share = ops.cast(of_document, "float32")
             share = share / ops.maximum(ops.sum(share, axis=-1, keepdims=True), 1.0)
             return ops.matmul(share, states)
-        of_document = ops.expand_dims(of_document, axis=-1)
-        states = ops.where(of_document, ops.expand_dims(states, axis=1), float("-3.4e38"))
-        return ops.where(ops.any(of_document, axis=2), ops.max(states, axis=2), 0.0)
+        number = ops.argmax(ops.cast(of_document, "int32"), axis=0)
+        asked = ops.any(of_document, axis=0)
+        states = ops.where(ops.expand_dims(asked, axis=-1), states, float("-3.4e38"))
+        return ops.segment_max(states, number, num_segments=ops.shape(cls_positions)[0])
 
     def compute_output_shape(
         self,
         sequence_output_shape,
         padding_mask_shape,
         document_ids_shape=None,
-        document_starts_shape=None,
+        cls_positions_shape=None,
     ):
-        """Return (batch, hidden), or (batch, documents, hidden)."""
-        batch = document_starts_shape or sequence_output_shape[:1]
+        """Return (batch, hidden), or (documents, hidden)."""
+        batch = cls_positions_shape or sequence_output_shape[:1]
         return (*batch, sequence_output_shape[-1])
 
     def get_config(self):

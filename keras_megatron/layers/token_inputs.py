@@ -12,7 +12,7 @@ OPTIONAL_INPUTS = (
     "token_embeddings",
     "attention_mask",
     "document_ids",
-    "document_starts",
+    "cls_positions",
 )
 
 
@@ -33,8 +33,8 @@ def check_input_names(inputs, cross_attention: bool) -> None:
         raise ValueError(f"unknown input {unknown[0]!r}: known are {', '.join(sorted(known))}")
     if ("token_ids" in inputs) == ("token_embeddings" in inputs):
         raise ValueError("give either token_ids or token_embeddings")
-    if "document_starts" in inputs and "document_ids" not in inputs:
-        raise ValueError("document_starts say where documents begin: give document_ids too")
+    if "cls_positions" in inputs and "document_ids" not in inputs:
+        raise ValueError("cls_positions are those of packed rows: give document_ids too")
     optional = set(inputs).intersection(OPTIONAL_INPUTS)
     needed = set() if optional else {"segment_ids", "padding_mask"}
     if cross_attention:
@@ -73,8 +73,8 @@ def check_token_inputs(
         "token_ids": vocabulary_size,
         "segment_ids": num_segments,
         "position_ids": max_sequence_length,
-        "mask_positions": length,
-        "document_starts": length,
+        "mask_positions": token_ids.size if length is not None and packed else length,
+        "cls_positions": None if length is None else token_ids.size,
     }
     for name, limit in limits.items():
         ids = inputs.get(name)

@@ -75,7 +75,7 @@ class MegatronBertMaskedLM(MegatronBertTask, keras_hub.models.MaskedLM):
         self.head_activation = head_activation
 
     def outputs_of(self, encoded, inputs, training=None):
-        """Return logits (batch, masks, vocabulary)."""
+        """Return logits (masks, vocabulary)."""
         return self.mlm_head(encoded["sequence_output"], inputs["mask_positions"])
 
     def default_loss(self) -> keras.losses.Loss:

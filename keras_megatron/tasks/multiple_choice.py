@@ -93,9 +93,9 @@ class MegatronBertMultipleChoice(MegatronBertTask, keras_hub.models.Task):
         self.dropout = dropout
 
     def outputs_of(self, encoded, inputs, training=None):
-        """Return scores (batch, documents), each a choice for some context."""
+        """Return scores (documents,), each of a choice for some context."""
         pooled = self.get_layer("classifier_dropout")(encoded["pooled_output"], training=training)
-        return self.classifier(pooled)[..., 0]
+        return self.classifier(pooled)[:, 0]
 
     def default_loss(self) -> keras.losses.Loss:
         """Return the cross entropy over the choices."""

@@ -67,7 +67,7 @@ class MegatronBertNextSentencePredictor(MegatronBertTask, keras_hub.models.Task)
         self.binary_head = binary_head
 
     def outputs_of(self, encoded, inputs, training=None):
-        """Return logits (batch, documents, 2)."""
+        """Return logits (documents, 2)."""
         return self.binary_head(encoded["pooled_output"])
 
     def default_loss(self) -> keras.losses.Loss:

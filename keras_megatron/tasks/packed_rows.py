@@ -7,9 +7,9 @@ import numpy as np
 
 from keras_megatron.layers.choices import ABSENT
 from keras_megatron.layers.token_inputs import INPUTS
-from keras_megatron.packing import PackedRows, RowBatches, round_up_rows
+from keras_megatron.packing import PackedRows, round_up
 
-_WORTHWHILE = 0.9  # of the places of a batch may be tokens' and padding, or packing is left out
+_WORTHWHILE = 0.9  # of the places of a batch may be in packed rows, or packing is left out
 _PLACES = 2**26  # that are held at once
 
 
@@ -21,15 +21,16 @@ def run(task, inputs: Mapping[str, np.ndarray], batch_size: int):
         inputs: its inputs by name, each (rows, ...).
         batch_size: rows a step.
     """
-    inputs = {name: np.asarray(array) for name, array in inputs.items()}
-    packed = _Packed.make(task, inputs)
-    if packed is None:
-        return _run_rows(task, inputs, batch_size)
-    batches = packed.batches(batch_size)
-    return packed.unpack([_predict(task, batch) for (batch,) in batches])
+    steps = _make_steps(task, {n: np.asarray(array) for n, array in inputs.items()}, batch_size)
+
+    def predict(index: int):
+        outputs = keras.Model.predict_on_batch(task, steps[index][0])
+        return keras.tree.map_structure(lambda x: np.asarray(x).astype("float32"), outputs)
+
+    return steps.results([predict(index) for index in range(len(steps))])
 
 
-def predict_packed(task, x, batch_size: int, **kwargs):
+def predict(task, x, batch_size: int, **kwargs):
     """Do what `keras.Model.predict` does with raw samples.
 
     Args:
@@ -42,14 +43,10 @@ def predict_packed(task, x, batch_size: int, **kwargs):
 
     def finish():
         inputs = {name: np.concatenate([part[name] for part in held]) for name in held[0]}
-        packed = _Packed.make(task, inputs)
         held.clear()
-        if packed is None:
-            batches = _Rows(inputs, batch_size)
-            results.append(keras.Model.predict(task, batches, **kwargs))
-        else:
-            batches = packed.batches(batch_size)
-            results.append(packed.unpack([keras.Model.predict(task, batches, **kwargs)]))
+        steps = _make_steps(task, inputs, batch_size)
+        outputs = keras.Model.predict(task, steps, **kwargs)
+        results.append(steps.results(steps.split(outputs)))
 
     for batch in task.preprocessor.dataset(x, batch_size=batch_size):
         held.append(batch[0] if isinstance(batch, tuple) else batch)
@@ -60,85 +57,120 @@ def predict_packed(task, x, batch_size: int, **kwargs):
     return keras.tree.map_structure(lambda *parts: np.concatenate(parts), *results)
 
 
-class _Packed:
-    """A task's inputs in packed rows."""
+def _make_steps(task, inputs: dict[str, np.ndarray], batch_size: int) -> "_RowSteps":
+    """Pack inputs, (rows, sequence) or (rows, choices, sequence), if that gains something.
 
-    def __init__(self, task, inputs: Mapping[str, np.ndarray], plan: PackedRows):
-        self._task, self._inputs, self._plan = task, inputs, plan
-
-    @classmethod
-    def make(cls, task, inputs: Mapping[str, np.ndarray]) -> "_Packed | None":
-        """Pack rows, (rows, sequence) or (rows, choices, sequence); None if that gains nothing.
-
-        Also None if a mask has holes, there is an input that has no place in packed rows, or a
-        distribution decides where rows go.
-        """
-        if set(inputs) - {*INPUTS, "mask_positions"} or keras.distribution.distribution():
-            return None
-        mask = inputs["padding_mask"].reshape(-1, inputs["padding_mask"].shape[-1]) != 0
-        lengths = mask.sum(axis=1)
-        if mask.size == 0 or not lengths.any():
-            return None
-        if (mask[:, 1:] & ~mask[:, :-1]).any():
-            return None
-        plan = PackedRows.plan(lengths)
-        if plan.rows * plan.row_length > _WORTHWHILE * mask.size:
-            return None
-        return cls(task, inputs, plan)
-
-    def batches(self, batch_size: int) -> RowBatches:
-        """Return batches of rows, as many as `batch_size` samples fill."""
-        flat = {name: self._inputs[name].reshape(len(self._plan.lengths), -1) for name in INPUTS}
-        packed = self._plan.inputs(flat)
-        if "mask_positions" in self._inputs:
-            laid, self._masks = self._plan.lay_positions(self._inputs["mask_positions"])
-            packed["mask_positions"] = laid
-        a_sample = len(self._plan.lengths) // len(self._inputs["token_ids"])  # choices
-        return RowBatches(packed, self._plan.rows_a_step(batch_size * a_sample))
-
-    def unpack(self, parts: list):
-        """Return the outputs of each sample, from those of batches of rows."""
-        outputs = keras.tree.map_structure(lambda *arrays: np.concatenate(arrays), *parts)
-        if isinstance(outputs, dict):
-            kinds = self._task.outputs_for
-            return {name: self._unpack(array, kinds[name]) for name, array in outputs.items()}
-        return self._unpack(outputs, self._task.outputs_for)
-
-    def _unpack(self, output: np.ndarray, kind: str) -> np.ndarray:
-        if kind == "tokens":
-            return self._plan.tokens_of(output, self._inputs["token_ids"].shape[-1])
-        if kind == "masks":
-            return output[self._plan.row[:, None], self._masks]
-        of_documents = self._plan.vectors_of(output)
-        choices = self._inputs["token_ids"].shape[1:-1]
-        if not choices:
-            return of_documents
-        there = self._plan.lengths > 0
-        of_documents = np.where(there, of_documents, np.asarray(ABSENT, output.dtype))
-        return of_documents.reshape(-1, *choices)
+    They are left as they are if a mask has holes, there is an input that has no place in packed
+    rows, or a distribution decides where rows go.
+    """
+    mask = inputs["padding_mask"].reshape(-1, inputs["padding_mask"].shape[-1]) != 0
+    has_holes = (mask[:, 1:] & ~mask[:, :-1]).any()
+    strange = set(inputs) - {*INPUTS, "mask_positions"}
+    if strange or has_holes or not mask.any() or keras.distribution.distribution():
+        return _RowSteps(inputs, batch_size)
+    plan = PackedRows.plan(mask.sum(axis=1))
+    if plan.rows * plan.row_length > _WORTHWHILE * mask.size:
+        return _RowSteps(inputs, batch_size)
+    return _PackedSteps(task, inputs, plan, batch_size)
 
 
-class _Rows(RowBatches):
-    """Batches of inputs as they are."""
+class _RowSteps(keras.utils.PyDataset):
+    """Batches of inputs as they are; the last one is filled up, so that few shapes are compiled."""
+
+    def __init__(self, inputs: dict[str, np.ndarray], batch_size: int):
+        super().__init__()
+        self._inputs, self._batch_size = inputs, batch_size
+        self._count = len(inputs["token_ids"])
+
+    def __len__(self) -> int:
+        return -(-self._count // self._batch_size)
 
     def __getitem__(self, index: int) -> tuple:
-        """Return a batch; the last one may be smaller."""
-        rows = slice(index * self._batch_size, (index + 1) * self._batch_size)
+        first = index * self._batch_size
+        last = min(first + self._batch_size, self._count) - 1
+        padded = min(round_up(1 + last - first), self._batch_size)
+        rows = np.minimum(first + np.arange(padded), last)
         return ({name: array[rows] for name, array in self._inputs.items()},)
 
+    def split(self, outputs) -> list:
+        """Return the outputs of each batch, from those of all, which lie one behind the other."""
+        return [outputs]
 
-def _run_rows(task, inputs: Mapping[str, np.ndarray], batch_size: int):
-    """Run rows as they are; a smaller last batch is filled up, so that few shapes are compiled."""
-    parts = []
-    for start in range(0, len(inputs["token_ids"]), batch_size):
-        count = min(batch_size, len(inputs["token_ids"]) - start)
-        padded = min(round_up_rows(count), batch_size)
-        index = start + np.minimum(np.arange(padded), count - 1)
-        outputs = _predict(task, {name: array[index] for name, array in inputs.items()})
-        parts.append(keras.tree.map_structure(lambda array, n=count: array[:n], outputs))
-    return keras.tree.map_structure(lambda *arrays: np.concatenate(arrays), *parts)
+    def results(self, parts: list):
+        """Return the outputs of each sample, from those of batches."""
+        return keras.tree.map_structure(
+            lambda *arrays: np.concatenate(arrays)[: self._count], *parts
+        )
 
 
-def _predict(task, batch: dict):
-    outputs = keras.Model.predict_on_batch(task, batch)
-    return keras.tree.map_structure(lambda array: np.asarray(array).astype("float32"), outputs)
+class _PackedSteps(keras.utils.PyDataset):
+    """Batches of packed rows, each as many as `batch_size` samples fill."""
+
+    def __init__(self, task, inputs: dict[str, np.ndarray], plan: PackedRows, batch_size: int):
+        super().__init__()
+        documents = len(plan.lengths)
+        self._kinds = task.outputs_for
+        self._samples = inputs["token_ids"].shape[:-1]  # (rows,) or (rows, choices)
+        self._width = inputs["token_ids"].shape[-1]
+        self._inputs = {name: array.reshape(documents, -1) for name, array in inputs.items()}
+        a_sample = documents // self._samples[0]
+        self._lengths = plan.lengths
+        self._steps = list(plan.steps(plan.rows_a_step(batch_size * a_sample)))
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def __getitem__(self, index: int) -> tuple:
+        plan, documents = self._steps[index]
+        inputs = {name: array[documents] for name, array in self._inputs.items()}
+        packed = plan.inputs(inputs)
+        packed["cls_positions"] = _pad(packed["cls_positions"])
+        if "mask_positions" in inputs:
+            asked = np.unique(plan.positions(inputs["mask_positions"]))
+            packed["mask_positions"] = _pad(asked.astype("int32"))
+        return (packed,)
+
+    def split(self, outputs) -> list:
+        """Return the outputs of each batch, from those of all, which lie one behind the other."""
+        counts = {"documents": [], "tokens": [], "masks": []}
+        for (inputs,) in (self[index] for index in range(len(self))):
+            counts["documents"].append(len(inputs["cls_positions"]))
+            counts["tokens"].append(len(inputs["token_ids"]))
+            counts["masks"].append(len(inputs.get("mask_positions", ())))
+        ends = {kind: np.cumsum(count)[:-1] for kind, count in counts.items()}
+        if not isinstance(outputs, dict):
+            return np.split(outputs, ends[self._kinds])
+        parts = {name: np.split(x, ends[self._kinds[name]]) for name, x in outputs.items()}
+        return [{name: parts[name][step] for name in parts} for step in range(len(self))]
+
+    def results(self, parts: list):
+        """Return the outputs of each sample, from those of batches."""
+        if isinstance(self._kinds, dict):
+            return {
+                name: self._results([part[name] for part in parts], kind)
+                for name, kind in self._kinds.items()
+            }
+        return self._results(parts, self._kinds)
+
+    def _results(self, parts: list[np.ndarray], kind: str) -> np.ndarray:
+        of_samples = [
+            self._of_step(part, kind, *step) for part, step in zip(parts, self._steps, strict=True)
+        ]
+        shape = (len(self._lengths), *of_samples[0].shape[1:])
+        choices = len(self._samples) > 1
+        results = np.full(shape, ABSENT if choices else 0, of_samples[0].dtype)
+        for (_, documents), values in zip(self._steps, of_samples, strict=True):
+            results[documents] = values
+        return results.reshape(*self._samples, *shape[1:])
+
+    def _of_step(self, output: np.ndarray, kind: str, plan: PackedRows, documents) -> np.ndarray:
+        if kind == "documents":
+            return output[: len(documents)]
+        if kind == "tokens":
+            return plan.tokens_of(output, self._width)
+        positions = plan.positions(self._inputs["mask_positions"][documents])
+        return output[np.searchsorted(np.unique(positions), positions)]
+
+
+def _pad(positions: np.ndarray) -> np.ndarray:
+    return np.pad(positions, (0, round_up(len(positions)) - len(positions)))

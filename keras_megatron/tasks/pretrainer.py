@@ -87,7 +87,7 @@ class MegatronBertPretrainer(MegatronBertTask, keras_hub.models.Task):
         self.head_activation = head_activation
 
     def outputs_of(self, encoded, inputs, training=None):
-        """Return logits `mlm` (batch, masks, vocabulary) and `nsp` (batch, documents, 2)."""
+        """Return logits `mlm` (masks, vocabulary) and `nsp` (documents, 2)."""
         return {
             "mlm": self.mlm_head(encoded["sequence_output"], inputs["mask_positions"]),
             "nsp": self.binary_head(encoded["pooled_output"]),

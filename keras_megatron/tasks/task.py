@@ -5,8 +5,8 @@ import keras
 import numpy as np
 
 from keras_megatron.layers.token_inputs import OPTIONAL_INPUTS
+from keras_megatron.tasks import packed_rows
 from keras_megatron.tasks.labels import labels_that_count
-from keras_megatron.tasks.packed_rows import predict_packed, run
 from keras_megatron.tasks.preprocessor import MegatronBertPreprocessor
 from keras_megatron.tasks.quiet import quiet
 from keras_megatron.tasks.samples import (
@@ -36,7 +36,26 @@ class MegatronBertTask(DefaultTraining):
     def __call__(self, inputs, *args, **kwargs):
         """Run the model on ids, in rows of one text or, with `document_ids`, of several."""
         self.backbone.check_inputs(inputs)
+        self._check_axes(inputs)
         return super().__call__(inputs, *args, **kwargs)
+
+    @property
+    def input_spec(self):
+        """None: packed rows have other inputs than the functional model; `__call__` looks."""
+        return None
+
+    def _check_axes(self, inputs) -> None:
+        """Refuse inputs with too few or too many axes.
+
+        Raises:
+            ValueError: as said.
+        """
+        if not isinstance(inputs, Mapping) or "document_ids" in inputs:
+            return
+        for name, expected in self.input.items():
+            axes, given = len(expected.shape), getattr(inputs.get(name), "shape", expected.shape)
+            if len(given) != axes:
+                raise ValueError(f"{name} must have {axes} axes, but its shape is {tuple(given)}")
 
     def call(self, inputs, training=None, mask=None):
         """See `__call__`. What the functional model does not have is computed layer by layer."""
@@ -141,7 +160,7 @@ class MegatronBertTask(DefaultTraining):
         self.backbone.check_inputs(x)
         if self._is_raw(x):
             with quiet():
-                return predict_packed(self, x, batch_size or 32, **kwargs)
+                return packed_rows.predict(self, x, batch_size or 32, **kwargs)
         with quiet():
             return super().predict(x, batch_size=batch_size, **kwargs)
 
@@ -245,7 +264,7 @@ class MegatronBertTask(DefaultTraining):
             The model's outputs for all rows, float32; of padding 0, or what it is taken for.
         """
         self.backbone.check_inputs(inputs)
-        return run(self, inputs, batch_size)
+        return packed_rows.run(self, inputs, batch_size)
 
     def save_to_preset(self, preset_dir, max_shard_size=10):
         """Save as a preset; see `keras_hub.models.Task.save_to_preset`.

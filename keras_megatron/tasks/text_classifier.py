@@ -105,7 +105,7 @@ class MegatronBertTextClassifier(MegatronBertTask, keras_hub.models.TextClassifi
         self.dropout = dropout
 
     def outputs_of(self, encoded, inputs, training=None):
-        """Return logits (batch, documents, classes)."""
+        """Return logits (documents, classes)."""
         pooled = self.get_layer("classifier_dropout")(encoded["pooled_output"], training=training)
         return self.classifier(pooled)
 

@@ -75,8 +75,8 @@ class MegatronBertTextEmbedder(MegatronBertTask, keras_hub.models.TextEmbedder):
         self.normalize = normalize
 
     def outputs_of(self, encoded, inputs, training=None):
-        """Return embeddings (batch, documents, hidden)."""
-        documents = inputs["document_ids"], inputs["document_starts"]
+        """Return embeddings (documents, hidden)."""
+        documents = inputs["document_ids"], inputs["cls_positions"]
         return self.text_pooling(encoded["sequence_output"], None, *documents)
 
     def encode_text(self, text: str | list[str], batch_size: int = 32) -> np.ndarray:
