@@ -138,6 +138,10 @@ class PackedRows:
                 of_step,
             )
 
+    def rounded(self) -> "PackedRows":
+        """Return the plan with as many rows as shapes have, some of them empty."""
+        return dataclasses.replace(self, rows=round_up(self.rows))
+
     def rows_a_step(self, documents: int) -> int:
         """Return how many rows have about so many documents, rounded as shapes are."""
         tokens = documents * self.lengths.mean()

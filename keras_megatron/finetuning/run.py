@@ -15,6 +15,7 @@ from keras_megatron.finetuning.run_folder import PLOT, RunFolder, data_digest
 from keras_megatron.finetuning.settings import FinetuneSettings
 from keras_megatron.finetuning.training_log import TrainingLog
 from keras_megatron.finetuning.training_state import Progress
+from keras_megatron.tasks.packed_training import pack_batches
 
 
 def finetune(
@@ -87,7 +88,8 @@ def _batches(job: TrainableJob, model, training: Examples, settings: FinetuneSet
     x = training.columns if len(training.columns) > 1 else training.columns[0]
     y = job.targets(model, training)
     model.preprocessor.seed = settings.seed
-    return model.preprocessor.dataset(x, y, batch_size=settings.batch_size, shuffle=True)
+    batches = model.preprocessor.dataset(x, y, batch_size=settings.batch_size, shuffle=True)
+    return pack_batches(model, batches)
 
 
 class _Run:
@@ -181,4 +183,4 @@ def best_epoch(job: TrainableJob, log: list[dict]) -> dict | None:
 
 def _rows(batch) -> int:
     x, *_ = batch
-    return len(x["token_ids"])
+    return len(x.get("cls_positions", x["token_ids"]))

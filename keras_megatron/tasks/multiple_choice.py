@@ -56,6 +56,7 @@ class MegatronBertMultipleChoice(MegatronBertTask, keras_hub.models.Task):
 
     backbone_cls = MegatronBertBackbone
     preprocessor_cls = MegatronBertMultipleChoicePreprocessor
+    packs_training = False  # the loss is one for several texts
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ from keras_megatron.layers.choices import ABSENT
 from keras_megatron.layers.token_inputs import INPUTS
 from keras_megatron.packing import PackedRows, round_up
 
-_WORTHWHILE = 0.9  # of the places of a batch may be in packed rows, or packing is left out
+WORTHWHILE = 0.9  # of the places of a batch may be in packed rows, or packing is left out
 _PLACES = 2**26  # that are held at once
 
 
@@ -69,7 +69,7 @@ def _make_steps(task, inputs: dict[str, np.ndarray], batch_size: int) -> "_RowSt
     if strange or has_holes or not mask.any() or keras.distribution.distribution():
         return _RowSteps(inputs, batch_size)
     plan = PackedRows.plan(mask.sum(axis=1))
-    if plan.rows * plan.row_length > _WORTHWHILE * mask.size:
+    if plan.rows * plan.row_length > WORTHWHILE * mask.size:
         return _RowSteps(inputs, batch_size)
     return _PackedSteps(task, inputs, plan, batch_size)
 

@@ -64,6 +64,7 @@ class MegatronBertQuestionAnswering(MegatronBertTask, keras_hub.models.Task):
     backbone_cls = MegatronBertBackbone
     preprocessor_cls = MegatronBertQuestionAnsweringPreprocessor
     outputs_for = "tokens"
+    packs_training = False  # the loss looks at padding too, as that of transformers
 
     def __init__(
         self,

@@ -7,6 +7,7 @@ import numpy as np
 from keras_megatron.layers.token_inputs import OPTIONAL_INPUTS
 from keras_megatron.tasks import packed_rows
 from keras_megatron.tasks.labels import labels_that_count
+from keras_megatron.tasks.packed_training import pack_batches
 from keras_megatron.tasks.preprocessor import MegatronBertPreprocessor
 from keras_megatron.tasks.quiet import quiet
 from keras_megatron.tasks.samples import (
@@ -32,6 +33,7 @@ class MegatronBertTask(DefaultTraining):
     labels = "required"  # "optional": y may be left out; "made": it is made from raw texts
     outputs_for = "documents"  # or "tokens", or "masks": what the model has an output for each of
     causal = False
+    packs_training = True  # whether the loss is one for each text, token or mask, and no padding's
 
     def __call__(self, inputs, *args, **kwargs):
         """Run the model on ids, in rows of one text or, with `document_ids`, of several."""
@@ -88,8 +90,9 @@ class MegatronBertTask(DefaultTraining):
     ):
         """Train; see `keras.Model.fit`.
 
-        With a preprocessor `x` may be raw samples. Samples are shuffled anew in each epoch (unless
-        `shuffle=False`), and what is drawn at random is drawn anew.
+        With a preprocessor `x` may be raw samples. They are shuffled anew in each epoch (unless
+        `shuffle=False`), and what is drawn at random is drawn anew. Those of a batch are laid into
+        packed rows, where the loss allows it, so that no work is done on padding.
         """
         x, y, sample_weight = by_position((x, y, sample_weight))
         validation_data = by_position(validation_data)
@@ -106,6 +109,7 @@ class MegatronBertTask(DefaultTraining):
         if raw:
             shuffle = kwargs.pop("shuffle", True)
             x = self.preprocessor.dataset(x, y, sample_weight, batch_size or 32, shuffle)
+            x = pack_batches(self, x)
             y = sample_weight = batch_size = None
             kwargs["shuffle"] = False  # it is done
         elif kwargs.get("shuffle", True) and _are_arrays(x) and not validation_split:
@@ -135,7 +139,7 @@ class MegatronBertTask(DefaultTraining):
             parts = tuple(data)
         raw, y = self._check_data(*parts)
         if raw:
-            return self.preprocessor.dataset(*parts, batch_size=batch_size)
+            return pack_batches(self, self.preprocessor.dataset(*parts, batch_size=batch_size))
         return data if y is None else (parts[0], y, *parts[2:])
 
     def evaluate(self, x=None, y=None, batch_size=None, sample_weight=None, **kwargs):
@@ -144,6 +148,7 @@ class MegatronBertTask(DefaultTraining):
         raw, y = self._check_data(x, y, sample_weight)
         if raw:
             x = self.preprocessor.dataset(x, y, sample_weight, batch_size or 32)
+            x = pack_batches(self, x)
             y = sample_weight = batch_size = None
         weights = {"sample_weight": sample_weight}
         with quiet():

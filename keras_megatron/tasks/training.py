@@ -67,6 +67,16 @@ class DefaultTraining:
         losses = keras.tree.flatten(getattr(self, "loss", None))
         return all(type(loss) in usual or _is_cross_entropy(loss) for loss in losses)
 
+    def has_default_loss(self) -> bool:
+        """Say whether the loss is the one that `compile` takes by default."""
+        losses, default = (
+            [loss.get_config() if isinstance(loss, keras.losses.Loss) else loss for loss in losses]
+            for losses in map(
+                keras.tree.flatten, (getattr(self, "loss", None), self.default_loss())
+            )
+        )
+        return losses == default
+
     # === Hooks ===
 
     def default_loss(self):
