@@ -3,9 +3,10 @@ from collections.abc import Mapping
 import keras
 import keras_hub
 import numpy as np
+from keras import ops
 
 from keras_megatron.backbone import MegatronBertBackbone
-from keras_megatron.layers.choices import FlattenChoices, GatherChoices
+from keras_megatron.layers.choices import ABSENT, FlattenChoices, GatherChoices
 from keras_megatron.layers.common import refuse_unknown
 from keras_megatron.tasks.answers import sample_logits, softmax
 from keras_megatron.tasks.heads import dense_head
@@ -56,7 +57,6 @@ class MegatronBertMultipleChoice(MegatronBertTask, keras_hub.models.Task):
 
     backbone_cls = MegatronBertBackbone
     preprocessor_cls = MegatronBertMultipleChoicePreprocessor
-    packs_training = False  # the loss is one for several texts
 
     def __init__(
         self,
@@ -94,9 +94,18 @@ class MegatronBertMultipleChoice(MegatronBertTask, keras_hub.models.Task):
         self.dropout = dropout
 
     def outputs_of(self, encoded, inputs, training=None):
-        """Return scores (documents,), each of a choice for some context."""
+        """Return scores (documents,), each of a choice for some context.
+
+        Given `choice_documents`, int (batch, choices), which say which document a choice is, with
+        -1 for one that is not there, they are (batch, choices).
+        """
         pooled = self.get_layer("classifier_dropout")(encoded["pooled_output"], training=training)
-        return self.classifier(pooled)[:, 0]
+        scores = self.classifier(pooled)[:, 0]
+        documents = inputs.get("choice_documents")
+        if documents is None:
+            return scores
+        chosen = ops.take(scores, ops.maximum(documents, 0), axis=0)
+        return ops.where(documents >= 0, chosen, ops.cast(ABSENT, scores.dtype))
 
     def default_loss(self) -> keras.losses.Loss:
         """Return the cross entropy over the choices."""

@@ -18,8 +18,8 @@ def pack_batches(task, batches: grain.MapDataset) -> grain.MapDataset:
     """Lay the samples of each batch into rows, if that gains something.
 
     A batch keeps its samples, and its loss is the mean over the same labels. It is left as it is if
-    the task's outputs are not one for each text, token or mask, if a distribution decides where
-    rows go, or if the loss is not the task's own and may look at shapes.
+    the loss looks at padding, if a distribution decides where rows go, or if outputs are for tokens
+    or masks and the loss is not the task's own, which may look at shapes.
 
     Args:
         task: a `MegatronBertTask`.
@@ -49,8 +49,12 @@ class _Pack(grain.transforms.Map):
     def map(self, element: tuple) -> tuple:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(element)
         x = {name: np.asarray(array) for name, array in x.items()}
-        plan = PackedRows.plan((x["padding_mask"] != 0).sum(axis=1), self._row_length).rounded()
-        inputs = plan.inputs({name: x[name] for name in INPUTS})
+        lengths = (x["padding_mask"] != 0).sum(axis=-1)
+        plan = PackedRows.plan(lengths.ravel(), self._row_length).rounded()
+        inputs = plan.inputs({name: x[name].reshape(lengths.size, -1) for name in INPUTS})
+        if lengths.ndim == 2:  # of choices
+            documents = np.arange(lengths.size, dtype="int32").reshape(lengths.shape)
+            inputs["choice_documents"] = np.where(lengths > 0, documents, -1)
         if not isinstance(self._kinds, Mapping):
             y, sample_weight = self._labels(self._kinds, plan, inputs, x, y, sample_weight)
             return keras.utils.pack_x_y_sample_weight(inputs, y, sample_weight)

@@ -33,7 +33,7 @@ class MegatronBertTask(DefaultTraining):
     labels = "required"  # "optional": y may be left out; "made": it is made from raw texts
     outputs_for = "documents"  # or "tokens", or "masks": what the model has an output for each of
     causal = False
-    packs_training = True  # whether the loss is one for each text, token or mask, and no padding's
+    packs_training = True  # whether the loss does not look at padding
 
     def __call__(self, inputs, *args, **kwargs):
         """Run the model on ids, in rows of one text or, with `document_ids`, of several."""
