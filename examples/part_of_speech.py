@@ -6,8 +6,8 @@ DATA_FOLDER holds part_of_speech.conll: a word and its Brown tag a line, a blank
 sentences. Of ten sentences the first eight train, the ninth validates, the tenth tests. The 472
 tags are reduced to 92, see `base_tag`.
 
-2 epochs on 1 CPU core, other jobs running, PyTorch with `--dtype mixed_bfloat16`: 8 minutes, test
-accuracy 0.964. From random weights 0.963, and the most frequent tag of each word 0.915. Most of the
+2 epochs on 1 CPU core, other jobs running, PyTorch with `--dtype mixed_bfloat16`: 10 minutes, test
+accuracy 0.966. From random weights 0.963, and the most frequent tag of each word 0.915. Most of the
 sentences are in the text that the model was pretrained on.
 """
 

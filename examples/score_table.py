@@ -188,6 +188,8 @@ def page(values: dict) -> str:
         "|---|---|---|---|---|---|---|",
         *(_precision_line(row, values[row.example]) for row in rows),
     ]
+    if any("preset_steps" in one for row in rows for one in values[row.example]["lora"].values()):
+        lines += ["", "† From the preset as it was after 5,200 of its 8,400 steps."]
     return "\n".join(lines) + "\n"
 
 
@@ -226,9 +228,11 @@ def _precision_line(row: Row, values: dict) -> str:
     pretrained = next(iter(values["pretrained"].values()))
     cells = [row.title, row.metric, f"{pretrained['float32']:.3f}"]
     scores = [pretrained[name] for name in ("bfloat16", "int8", "int4")]
-    scores += [one["score"] for one in list(values.get("lora", {}).values())[:1]]
+    lora = list(values.get("lora", {}).values())[:1]
+    scores += [one["score"] for one in lora]
     cells += [f"{score:.3f} ({score - pretrained['float32']:+.3f})" for score in scores]
-    cells += ["not run"] * ("lora" not in values)
+    cells[-1] += " †" * any("preset_steps" in one for one in lora)
+    cells += ["not run"] * (not lora)
     return f"| {' | '.join(cells)} |"
 
 

@@ -4,9 +4,9 @@
 
 DATA_FOLDER holds sentiment.tsv: columns split (train, dev, test), label (neg, pos) and text.
 
-3 epochs on 1 CPU core, other jobs running, PyTorch with `--dtype mixed_bfloat16`: 3 minutes, test
-accuracy 0.799. From random weights 0.795, so that pretraining makes no difference that one test set
-shows; TF-IDF and logistic regression 0.783.
+3 epochs on 1 CPU core, other jobs running, PyTorch with `--dtype mixed_bfloat16`: 4 minutes, test
+accuracy 0.816 (three seeds, 0.809 to 0.822). From random weights 0.791 (0.784 to 0.795); TF-IDF and
+logistic regression 0.783.
 """
 
 from training import model_arguments, parse_options, report, share_right, train
