@@ -99,11 +99,9 @@ class PackedRows:
     def positions(self, positions: np.ndarray) -> np.ndarray:
         """Return where positions in documents, (documents, any number), lie in the rows.
 
-        The rows lie one behind the other. A position behind a document's tokens, which no row has,
-        is taken for the first one.
+        The rows lie one behind the other.
         """
-        inside = positions < self.lengths[:, None]
-        return self._first[:, None] + np.where(inside, positions, 0)
+        return self._first[:, None] + positions
 
     def tokens_of(self, outputs, width: int) -> np.ndarray:
         """Return outputs of tokens, (rows, row_length, ...), as (documents, width, ...).

@@ -263,6 +263,11 @@ def test_what_cannot_be_packed_is_run_as_it_is(encoders, packed_steps):
             states = reference(**torch_inputs(inputs)).last_hidden_state.numpy()
         kernel, bias = (as_numpy(w) for w in (model.classifier.kernel, model.classifier.bias))
         assert largest_difference(actual, states @ kernel + bias) < TOLERANCE
+    inputs = documents()
+    inputs["mask_positions"][0, 0] = 23  # of padding
+    packed_steps.clear()
+    keras_megatron.MegatronBertMaskedLM(backbone).logits(inputs)
+    assert "document_ids" not in packed_steps[0]
 
 
 def test_predict_packs_texts_and_keeps_their_order(packed_steps):

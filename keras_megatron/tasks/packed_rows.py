@@ -60,15 +60,18 @@ def predict(task, x, batch_size: int, **kwargs):
 def _make_steps(task, inputs: dict[str, np.ndarray], batch_size: int) -> "_RowSteps":
     """Pack inputs, (rows, sequence) or (rows, choices, sequence), if that gains something.
 
-    They are left as they are if a mask has holes, there is an input that has no place in packed
-    rows, or a distribution decides where rows go.
+    They are left as they are if a mask has holes, a prediction is asked for padding, there is an
+    input that has no place in packed rows, or a distribution decides where rows go.
     """
     mask = inputs["padding_mask"].reshape(-1, inputs["padding_mask"].shape[-1]) != 0
     has_holes = (mask[:, 1:] & ~mask[:, :-1]).any()
     strange = set(inputs) - {*INPUTS, "mask_positions"}
     if strange or has_holes or not mask.any() or keras.distribution.distribution():
         return _RowSteps(inputs, batch_size)
-    plan = PackedRows.plan(mask.sum(axis=1))
+    lengths = mask.sum(axis=1)
+    if "mask_positions" in inputs and (inputs["mask_positions"] >= lengths[:, None]).any():
+        return _RowSteps(inputs, batch_size)
+    plan = PackedRows.plan(lengths)
     if plan.rows * plan.row_length > WORTHWHILE * mask.size:
         return _RowSteps(inputs, batch_size)
     return _PackedSteps(task, inputs, plan, batch_size)

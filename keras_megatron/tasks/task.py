@@ -159,7 +159,7 @@ class MegatronBertTask(DefaultTraining):
 
         Raw samples are packed, several to a row, so that no work is done on padding; a step has as
         many rows as `batch_size` samples fill, and what is returned is in the samples' order.
-        Outputs for tokens are 0 where there is padding.
+        Outputs for tokens may be 0 where there is padding.
         """
         x = by_position(x)
         self.backbone.check_inputs(x)
@@ -266,7 +266,8 @@ class MegatronBertTask(DefaultTraining):
             batch_size: rows a step.
 
         Returns:
-            The model's outputs for all rows, float32; of padding 0, or what it is taken for.
+            The model's outputs for all rows, float32. Those for tokens may be 0 where there is
+            padding: rows are packed if that saves work.
         """
         self.backbone.check_inputs(inputs)
         return packed_rows.run(self, inputs, batch_size)

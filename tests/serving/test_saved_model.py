@@ -76,9 +76,12 @@ def test_tensors_give_the_logits_of_keras(exports, name):
         assert list(served) == ["embedding" if name == "TextEmbedder" else "logits"]
         (served,) = served.values()
         assert served.dtype == tf.float32
-        np.testing.assert_allclose(served, expected, atol=2e-5)
+        served = served.numpy()
+        # What a model makes of padding is nobody's answer: Keras may leave it out.
+        real = np.s_[:] if model.outputs_for != "tokens" else inputs["padding_mask"] == 1
+        np.testing.assert_allclose(served[real], expected[real], atol=2e-5)
         inputs["segment_ids"] = 1 - inputs["segment_ids"]
-        assert np.abs(model.logits(inputs) - served).max() > 1e-3  # the control
+        assert np.abs(model.logits(inputs) - served)[real].max() > 1e-3  # the control
 
 
 @tensorflow_only
