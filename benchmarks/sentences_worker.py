@@ -4,10 +4,8 @@ python sentences_worker.py make LAYERS FOLDER
 python sentences_worker.py FORM PRECISION FOLDER
 """
 
-import json
 import pathlib
 import sys
-import time
 
 import numpy as np
 import serving_worker
@@ -78,19 +76,11 @@ def _by_length(lengths):
     return np.argsort(lengths, kind="stable")
 
 
-def serve(answer, inputs: dict[str, np.ndarray]) -> None:
-    """Answer each line on stdin with the time that a pass over the sentences took."""
-    for _ in sys.stdin:
-        start = time.perf_counter()
-        logits = answer(inputs)
-        seconds = time.perf_counter() - start
-        print(json.dumps({"seconds": seconds, "logits": logits.tolist()}), flush=True)
-
-
 if __name__ == "__main__":
     if sys.argv[1] == "make":
         make(int(sys.argv[2]), pathlib.Path(sys.argv[3]))
     else:
         form, precision, folder = sys.argv[1:]
         folder = pathlib.Path(folder)
-        serve(globals()[form](folder, precision), sentences(folder))
+        ids = sentences(folder)
+        serving_worker.serve(globals()[form](folder, precision), lambda: ids)

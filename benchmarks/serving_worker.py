@@ -199,10 +199,10 @@ def threads() -> int:
     return int(os.environ["OMP_NUM_THREADS"])
 
 
-def serve(answer) -> None:
-    """Answer requests: a batch and a length a line."""
+def serve(answer, inputs_for) -> None:
+    """Answer requests, one a line: `inputs_for` makes ids of a request, and is not timed."""
     for line in sys.stdin:
-        inputs = inputs_of(*json.loads(line))
+        inputs = inputs_for(*json.loads(line))
         start = time.perf_counter()
         logits = answer(inputs)
         seconds = time.perf_counter() - start
@@ -214,4 +214,4 @@ if __name__ == "__main__":
         make(int(sys.argv[2]), pathlib.Path(sys.argv[3]))
     else:
         form, precision, folder = sys.argv[1:]
-        serve(globals()[form](pathlib.Path(folder), precision))
+        serve(globals()[form](pathlib.Path(folder), precision), inputs_of)

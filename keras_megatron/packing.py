@@ -68,21 +68,16 @@ class PackedRows:
             inputs: `token_ids`, `segment_ids` and `padding_mask`, tokens before padding.
 
         Returns:
-            These as (rows, row_length), with `document_ids` of the same shape, 1 and on in each row
-            and 0 for padding; and `cls_positions` (documents,), where each one begins in the rows
-            laid one behind the other.
+            These as (rows, row_length), with `document_ids` of the same shape, which number the
+            documents from 1 and are 0 for padding; and `cls_positions` (documents,), where each one
+            begins in the rows laid one behind the other.
         """
         names = ("token_ids", "segment_ids", "padding_mask")
         packed = {name: self.lay(inputs[name]) for name in names}
-        order = np.lexsort((self.start, self.row))
-        order = order[self.lengths[order] > 0]
-        number = np.zeros(len(self.lengths), "int64")
-        number[order] = 1 + np.arange(len(order))
-        first = np.full(self.rows + 1, len(order))
-        np.minimum.at(first, self.row[order], np.arange(len(order)))
-        number -= first[self.row]  # 1 for the first one of a row
-        width = inputs["token_ids"].shape[1]
-        packed["document_ids"] = self.lay(np.repeat(number[:, None], width, axis=1))
+        numbers = np.broadcast_to(
+            1 + np.arange(len(self.lengths))[:, None], inputs["token_ids"].shape
+        )
+        packed["document_ids"] = self.lay(numbers)
         return {**packed, "cls_positions": self._first.astype("int32")}
 
     def lay(self, values: np.ndarray, dtype="int32") -> np.ndarray:

@@ -15,7 +15,6 @@ from keras_megatron.finetuning.run_folder import PLOT, RunFolder, data_digest
 from keras_megatron.finetuning.settings import FinetuneSettings
 from keras_megatron.finetuning.training_log import TrainingLog
 from keras_megatron.finetuning.training_state import Progress
-from keras_megatron.tasks.packed_training import pack_batches
 
 
 def finetune(
@@ -88,8 +87,7 @@ def _batches(job: TrainableJob, model, training: Examples, settings: FinetuneSet
     x = training.columns if len(training.columns) > 1 else training.columns[0]
     y = job.targets(model, training)
     model.preprocessor.seed = settings.seed
-    batches = model.preprocessor.dataset(x, y, batch_size=settings.batch_size, shuffle=True)
-    return pack_batches(model, batches)
+    return model.batches(x, y, batch_size=settings.batch_size, shuffle=True)
 
 
 class _Run:

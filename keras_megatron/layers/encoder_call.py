@@ -35,9 +35,8 @@ class EncoderCall:
                 `token_embeddings`, float (batch, sequence, hidden). With one of these
                 `segment_ids` (then 0) and `padding_mask` (then 1) may be left out. Several
                 documents, that is texts or pairs, may share a row: `document_ids`, int (batch,
-                sequence), number the document that a token belongs to, one after the other, with 0
-                for padding. Tokens attend to their own document, and its positions begin at 0.
-                `cls_positions`, int (documents,), have each one's first position, in the rows laid
+                sequence), number the document that a token belongs to, 0 for padding. Tokens attend
+                to their own document, and its positions begin at 0. `cls_positions`, int (documents,), have each one's first position, in the rows laid
                 one behind the other; `pooled_output` is then (documents, hidden).
                 `keras_megatron.packing` makes both.
             *args: of `keras.Model.__call__`.

@@ -57,6 +57,11 @@ def predict(task, x, batch_size: int, **kwargs):
     return keras.tree.map_structure(lambda *parts: np.concatenate(parts), *results)
 
 
+def can_be_packed(inputs: Mapping[str, np.ndarray]) -> bool:
+    """Say whether all inputs have a place in packed rows, and no distribution places the rows."""
+    return not (set(inputs) - {*INPUTS, "mask_positions"} or keras.distribution.distribution())
+
+
 def _make_steps(task, inputs: dict[str, np.ndarray], batch_size: int) -> "_RowSteps":
     """Pack inputs, (rows, sequence) or (rows, choices, sequence), if that gains something.
 
@@ -65,8 +70,7 @@ def _make_steps(task, inputs: dict[str, np.ndarray], batch_size: int) -> "_RowSt
     """
     mask = inputs["padding_mask"].reshape(-1, inputs["padding_mask"].shape[-1]) != 0
     has_holes = (mask[:, 1:] & ~mask[:, :-1]).any()
-    strange = set(inputs) - {*INPUTS, "mask_positions"}
-    if strange or has_holes or not mask.any() or keras.distribution.distribution():
+    if has_holes or not mask.any() or not can_be_packed(inputs):
         return _RowSteps(inputs, batch_size)
     lengths = mask.sum(axis=1)
     if "mask_positions" in inputs and (inputs["mask_positions"] >= lengths[:, None]).any():
@@ -129,22 +133,30 @@ class _PackedSteps(keras.utils.PyDataset):
         packed = plan.inputs(inputs)
         packed["cls_positions"] = _pad(packed["cls_positions"])
         if "mask_positions" in inputs:
-            asked = np.unique(plan.positions(inputs["mask_positions"]))
+            asked, _ = self._masks(plan, documents)
             packed["mask_positions"] = _pad(asked.astype("int32"))
         return (packed,)
 
+    def _masks(self, plan: PackedRows, documents) -> tuple[np.ndarray, np.ndarray]:
+        """Return the places that are asked for, each once, and where each mask is among them."""
+        positions = plan.positions(self._inputs["mask_positions"][documents])
+        asked = np.unique(positions)
+        return asked, np.searchsorted(asked, positions)
+
     def split(self, outputs) -> list:
         """Return the outputs of each batch, from those of all, which lie one behind the other."""
-        counts = {"documents": [], "tokens": [], "masks": []}
-        for (inputs,) in (self[index] for index in range(len(self))):
-            counts["documents"].append(len(inputs["cls_positions"]))
-            counts["tokens"].append(len(inputs["token_ids"]))
-            counts["masks"].append(len(inputs.get("mask_positions", ())))
-        ends = {kind: np.cumsum(count)[:-1] for kind, count in counts.items()}
         if not isinstance(outputs, dict):
-            return np.split(outputs, ends[self._kinds])
-        parts = {name: np.split(x, ends[self._kinds[name]]) for name, x in outputs.items()}
+            return np.split(outputs, self._ends(self._kinds))
+        parts = {name: np.split(x, self._ends(self._kinds[name])) for name, x in outputs.items()}
         return [{name: parts[name][step] for name in parts} for step in range(len(self))]
+
+    def _ends(self, kind: str) -> np.ndarray:
+        count = {
+            "documents": lambda plan, documents: round_up(len(documents)),
+            "tokens": lambda plan, documents: plan.rows,
+            "masks": lambda plan, documents: round_up(len(self._masks(plan, documents)[0])),
+        }[kind]
+        return np.cumsum([count(*step) for step in self._steps])[:-1]
 
     def results(self, parts: list):
         """Return the outputs of each sample, from those of batches."""
@@ -171,8 +183,7 @@ class _PackedSteps(keras.utils.PyDataset):
             return output[: len(documents)]
         if kind == "tokens":
             return plan.tokens_of(output, self._width)
-        positions = plan.positions(self._inputs["mask_positions"][documents])
-        return output[np.searchsorted(np.unique(positions), positions)]
+        return output[self._masks(plan, documents)[1]]
 
 
 def _pad(positions: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 
 from keras_megatron.layers.token_inputs import INPUTS
 from keras_megatron.packing import PackedRows, round_up_length
-from keras_megatron.tasks.packed_rows import WORTHWHILE
+from keras_megatron.tasks.packed_rows import WORTHWHILE, can_be_packed
 
 _ROW_LENGTH = 128
 _MASKS = 32  # numbers of masks are multiples of it, so that a compiled backend sees few shapes
@@ -25,13 +25,13 @@ def pack_batches(task, batches: grain.MapDataset) -> grain.MapDataset:
         task: a `MegatronBertTask`.
         batches: of `(x, y)` or `(x, y, sample_weight)`, as its preprocessor makes them.
     """
-    if keras.distribution.distribution() or not task.packs_training or not len(batches):
+    if not task.packs_training or not len(batches):
         return batches
     kinds = task.outputs_for
     if kinds != "documents" and not task.has_default_loss():
         return batches
     first, *_ = keras.utils.unpack_x_y_sample_weight(batches[0])
-    if set(first) - {*INPUTS, "mask_positions"}:
+    if not can_be_packed(first):
         return batches
     pack = _Pack(kinds, max(_ROW_LENGTH, round_up_length(first["token_ids"].shape[-1])))
     packed, *_ = keras.utils.unpack_x_y_sample_weight(pack.map(batches[0]))

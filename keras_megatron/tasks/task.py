@@ -108,8 +108,7 @@ class MegatronBertTask(DefaultTraining):
         validation_data = self._validation_batches(validation_data, batch_size or 32)
         if raw:
             shuffle = kwargs.pop("shuffle", True)
-            x = self.preprocessor.dataset(x, y, sample_weight, batch_size or 32, shuffle)
-            x = pack_batches(self, x)
+            x = self.batches(x, y, sample_weight, batch_size or 32, shuffle)
             y = sample_weight = batch_size = None
             kwargs["shuffle"] = False  # it is done
         elif kwargs.get("shuffle", True) and _are_arrays(x) and not validation_split:
@@ -130,6 +129,11 @@ class MegatronBertTask(DefaultTraining):
                 **kwargs,
             )
 
+    def batches(self, x, y=None, sample_weight=None, batch_size: int = 32, shuffle: bool = False):
+        """Return what `fit` trains on: the preprocessor's `dataset`, in packed rows if it gains."""
+        made = self.preprocessor.dataset(x, y, sample_weight, batch_size, shuffle)
+        return pack_batches(self, made)
+
     def _validation_batches(self, data, batch_size: int):
         """Return batches of validation data that is raw, and other data with checked labels."""
         if not isinstance(data, tuple | list | np.ndarray):
@@ -139,7 +143,7 @@ class MegatronBertTask(DefaultTraining):
             parts = tuple(data)
         raw, y = self._check_data(*parts)
         if raw:
-            return pack_batches(self, self.preprocessor.dataset(*parts, batch_size=batch_size))
+            return self.batches(*parts, batch_size=batch_size)
         return data if y is None else (parts[0], y, *parts[2:])
 
     def evaluate(self, x=None, y=None, batch_size=None, sample_weight=None, **kwargs):
@@ -147,8 +151,7 @@ class MegatronBertTask(DefaultTraining):
         x, y, sample_weight = by_position((x, y, sample_weight))
         raw, y = self._check_data(x, y, sample_weight)
         if raw:
-            x = self.preprocessor.dataset(x, y, sample_weight, batch_size or 32)
-            x = pack_batches(self, x)
+            x = self.batches(x, y, sample_weight, batch_size or 32)
             y = sample_weight = batch_size = None
         weights = {"sample_weight": sample_weight}
         with quiet():
