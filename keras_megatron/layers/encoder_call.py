@@ -36,9 +36,9 @@ class EncoderCall:
                 `segment_ids` (then 0) and `padding_mask` (then 1) may be left out. Several
                 documents, that is texts or pairs, may share a row: `document_ids`, int (batch,
                 sequence), number the document that a token belongs to, 0 for padding. Tokens attend
-                to their own document, and its positions begin at 0. `cls_positions`, int (documents,), have each one's first position, in the rows laid
-                one behind the other; `pooled_output` is then (documents, hidden).
-                `keras_megatron.packing` makes both.
+                to their own document, and its positions begin at 0. `cls_positions`, int
+                (documents,), have each one's first position, in the rows laid one behind the other;
+                `pooled_output` is then (documents, hidden). `keras_megatron.packing` makes both.
             *args: of `keras.Model.__call__`.
             causal: whether a position attends only to itself and to what is before it.
             output_hidden_states: whether to return all hidden states.
