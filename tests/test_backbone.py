@@ -197,5 +197,8 @@ def test_int8_stays_close(inputs):
     backbone = small_backbone()
     exact = as_numpy(backbone(inputs))["sequence_output"]
     backbone.quantize("int8")
+    kernels = [weight for weight in backbone.weights if weight.path.endswith("/kernel")]
+    assert len(kernels) == 3 * 6 + 1  # of three layers, and the pooler's
+    assert {keras.backend.standardize_dtype(kernel.dtype) for kernel in kernels} == {"int8"}
     rounded = as_numpy(backbone(inputs))["sequence_output"]
     assert 0 < largest_difference(rounded, exact) < 0.1 * np.abs(exact).max()

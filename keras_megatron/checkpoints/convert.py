@@ -1,5 +1,6 @@
 """Converts a Megatron-LM checkpoint to a preset folder."""
 
+import contextlib
 import math
 import os
 import pathlib
@@ -10,6 +11,7 @@ from keras_megatron.checkpoints.megatron import MegatronCheckpoint, read_megatro
 from keras_megatron.checkpoints.sources import open_checkpoint
 from keras_megatron.checkpoints.staging import reserve_space, staged_folder
 from keras_megatron.checkpoints.weight_names import weights
+from keras_megatron.layers.common import weights_follow
 from keras_megatron.tasks.masked_lm import MegatronBertMaskedLM
 from keras_megatron.tasks.masked_lm_preprocessor import MegatronBertMaskedLMPreprocessor
 from keras_megatron.tasks.pretrainer import MegatronBertPretrainer
@@ -124,7 +126,9 @@ def _build(
     A checkpoint with a binary head makes a pretrainer's preset. Every task takes from it what it
     has: a masked language model its head, a next-sentence predictor the other.
     """
-    backbone = MegatronBertBackbone(**checkpoint.config, dtype="float32")
+    has_pooler = any(name.startswith("bert.pooler.") for name in checkpoint.weights)
+    with weights_follow() if has_pooler else contextlib.nullcontext():
+        backbone = MegatronBertBackbone(**checkpoint.config, dtype="float32")
     task, preparing = MegatronBertMaskedLM, MegatronBertMaskedLMPreprocessor
     if _BINARY_HEAD in checkpoint.weights:
         task, preparing = MegatronBertPretrainer, MegatronBertPretrainerPreprocessor

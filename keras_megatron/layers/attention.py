@@ -1,7 +1,9 @@
 import keras
 from keras import ops
 
+from keras_megatron.layers import kernels
 from keras_megatron.layers.common import normal_initializer, scaled_normal_initializer
+from keras_megatron.layers.kernels import run
 
 # Axes, as suffixes of names: B batch, Q query position, K key position, N head, H head dim.
 
@@ -43,7 +45,7 @@ class MultiHeadAttention(keras.layers.Layer):
         """Build the four projections for inputs of (batch, sequence, hidden)."""
         hidden_dim = hidden_states_shape[-1]
         for name in ("query", "key", "value"):
-            projection = keras.layers.EinsumDense(
+            projection = kernels.EinsumDense(
                 "abc,cde->abde",
                 output_shape=(None, self.num_heads, self.head_dim),
                 bias_axes="de",
@@ -53,7 +55,7 @@ class MultiHeadAttention(keras.layers.Layer):
             )
             projection.build(hidden_states_shape)
             setattr(self, name, projection)
-        self.attention_output = keras.layers.EinsumDense(
+        self.attention_output = kernels.EinsumDense(
             "abde,dec->abc",
             output_shape=(None, hidden_dim),
             bias_axes="c",
@@ -87,30 +89,36 @@ class MultiHeadAttention(keras.layers.Layer):
             query, key) after dropout.
         """
         attended = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        output, scores = self.attend(
-            hidden_states, *self.keys_and_values(attended), attention_mask, training
-        )
-        return (output, scores) if return_attention_scores else output
+        keys_and_values = self.keys_and_values(attended)
+        if not return_attention_scores:
+            return self.attend(hidden_states, *keys_and_values, attention_mask, training)
+        query_BQNH = run(self.query, hidden_states)
+        return self._attend_with_scores(query_BQNH, *keys_and_values, attention_mask, training)
 
     def keys_and_values(self, states):
         """Project what is attended to: (batch, key, hidden) to twice (batch, key, heads, dim)."""
-        return self.key(states), self.value(states)
+        return run(self.key, states), run(self.value, states)
 
     def attend(self, hidden_states, key_BKNH, value_BKNH, attention_mask=None, training=None):
-        """Attend to keys and values that are there already; see `call`.
+        """Attend to keys and values that are there already: (batch, query, hidden); see `call`."""
+        query_BQNH = run(self.query, hidden_states)
+        tensors = query_BQNH, key_BKNH, value_BKNH, attention_mask
+        context_BQNH = kernels.attend(*tensors, dropout=self.dropout.rate if training else 0.0)
+        if context_BQNH is None:
+            return self._attend_with_scores(*tensors, training)[0]
+        return run(self.attention_output, context_BQNH)
 
-        Returns:
-            A tuple of the output (batch, query, hidden) and the probabilities.
-        """
-        query_BQNH = self.query(hidden_states) * (self.head_dim**-0.5)
+    def _attend_with_scores(self, query_BQNH, key_BKNH, value_BKNH, attention_mask, training):
+        query_BQNH = query_BQNH * (self.head_dim**-0.5)
         scores_BNQK = ops.cast(ops.einsum("bqnh,bknh->bnqk", query_BQNH, key_BKNH), "float32")
         if attention_mask is not None:
             # Finite, so that a row with nothing to attend to is uniform instead of NaN.
             scores_BNQK = ops.where(attention_mask, scores_BNQK, float("-3.4e38"))
         probabilities_BNQK = ops.cast(ops.softmax(scores_BNQK, axis=-1), self.compute_dtype)
-        probabilities_BNQK = self.dropout(probabilities_BNQK, training=training)
+        if training:
+            probabilities_BNQK = self.dropout(probabilities_BNQK, training=True)
         context_BQNH = ops.einsum("bnqk,bknh->bqnh", probabilities_BNQK, value_BKNH)
-        return self.attention_output(context_BQNH), probabilities_BNQK
+        return run(self.attention_output, context_BQNH), probabilities_BNQK
 
     def get_config(self):
         """Return the arguments of the constructor."""

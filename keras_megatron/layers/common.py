@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import keras
 
@@ -48,9 +49,38 @@ def refuse_unknown(arguments: Iterable[str], known: set[str]) -> None:
         )
 
 
+_zeros = ContextVar("zeros", default=None)  # while weights follow, those that there are by shape
+
+
+@contextmanager
+def weights_follow() -> Iterator[None]:
+    """Start kernels and tables that are made in this context as zeros: numbers are put in next.
+
+    Random ones would take most of the time of loading, and on JAX as much memory again.
+    """
+    token = _zeros.set({})
+    try:
+        yield
+    finally:
+        _zeros.reset(token)
+
+
+class _Normal(keras.initializers.RandomNormal):
+    def __call__(self, shape, dtype=None):
+        known = _zeros.get()
+        if known is None:
+            return super().__call__(shape, dtype)
+        if keras.config.backend() == "torch" or keras.distribution.distribution():
+            return keras.ops.zeros(shape, dtype)  # PyTorch's take no memory until written to
+        key = tuple(shape), str(dtype)
+        if key not in known:  # variables share one: they are replaced, not written to
+            known[key] = keras.ops.zeros(shape, dtype)
+        return known[key]
+
+
 def normal_initializer(stddev: float) -> keras.initializers.Initializer:
     """N(0, stddev), the start of all kernels and tables (arXiv 1909.08053, section 4.2)."""
-    return keras.initializers.RandomNormal(stddev=stddev)
+    return _Normal(stddev=stddev)
 
 
 def scaled_normal_initializer(stddev: float, num_layers: int) -> keras.initializers.Initializer:

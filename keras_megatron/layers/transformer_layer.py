@@ -1,6 +1,7 @@
 import keras
 from keras import ops
 
+from keras_megatron.layers import kernels
 from keras_megatron.layers.attention import MultiHeadAttention
 from keras_megatron.layers.common import (
     get_activation,
@@ -10,6 +11,7 @@ from keras_megatron.layers.common import (
     scaled_normal_initializer,
     seed_generators,
 )
+from keras_megatron.layers.kernels import run
 
 
 @keras.saving.register_keras_serializable(package="keras_megatron")
@@ -83,7 +85,7 @@ class MegatronBertLayer(keras.layers.Layer):
         self.feedforward_layer_norm = layer_norm(
             layer_norm_epsilon, dtype, "feedforward_layer_norm"
         )
-        self.feedforward_intermediate_dense = keras.layers.Dense(
+        self.feedforward_intermediate_dense = kernels.Dense(
             intermediate_dim,
             activation=get_activation(activation),
             kernel_initializer=normal_initializer(initializer_range),
@@ -103,7 +105,7 @@ class MegatronBertLayer(keras.layers.Layer):
             self.cross_attention.build(hidden_states_shape)
         self.feedforward_layer_norm.build(hidden_states_shape)
         self.feedforward_intermediate_dense.build(hidden_states_shape)
-        self.feedforward_output_dense = keras.layers.Dense(
+        self.feedforward_output_dense = kernels.Dense(
             hidden_states_shape[-1],
             kernel_initializer=scaled_normal_initializer(self.initializer_range, self.num_layers),
             dtype=self.dtype_policy,
@@ -138,7 +140,12 @@ class MegatronBertLayer(keras.layers.Layer):
 
         def blocks(hidden_states, encoder_hidden_states=None):
             hidden_states, attentions = self._blocks(
-                hidden_states, attention_mask, encoder_hidden_states, encoder_mask, training
+                hidden_states,
+                attention_mask,
+                encoder_hidden_states,
+                encoder_mask,
+                output_attentions,
+                training,
             )
             return (hidden_states, attentions) if output_attentions else hidden_states
 
@@ -149,30 +156,39 @@ class MegatronBertLayer(keras.layers.Layer):
             return rematerialize(blocks, seed_generators(self), *tensors)
         return blocks(*tensors)
 
-    def _blocks(self, x, attention_mask, encoder_hidden_states, encoder_mask, training):
-        attended, *attentions = self.self_attention(
-            self.self_attention_layer_norm(x),
-            attention_mask=attention_mask,
-            return_attention_scores=True,
-            training=training,
-        )
-        x = x + self.self_attention_dropout(attended, training=training)
-        if self.has_cross_attention:
-            attended, scores = self.cross_attention(
-                self.cross_attention_layer_norm(x),
-                attention_mask=encoder_mask,
-                encoder_hidden_states=encoder_hidden_states,
-                return_attention_scores=True,
+    def _blocks(
+        self, x, attention_mask, encoder_hidden_states, encoder_mask, output_attentions, training
+    ):
+        attentions = []
+
+        def attend(name, x, mask, attended=None):
+            output = run(
+                getattr(self, name),
+                run(getattr(self, f"{name}_layer_norm"), x),
+                attention_mask=mask,
+                encoder_hidden_states=attended,
+                return_attention_scores=output_attentions,
                 training=training,
             )
-            x = x + self.cross_attention_dropout(attended, training=training)
-            attentions.append(scores)
+            if output_attentions:
+                output, probabilities = output
+                attentions.append(probabilities)
+            return x + self._dropped(f"{name}_dropout", output, training)
+
+        x = attend("self_attention", x, attention_mask)
+        if self.has_cross_attention:
+            x = attend("cross_attention", x, encoder_mask, encoder_hidden_states)
         return self._feed_forward(x, training), tuple(attentions)
 
     def _feed_forward(self, x, training=None):
-        fed = self.feedforward_intermediate_dense(self.feedforward_layer_norm(x))
-        fed = self.feedforward_output_dense(fed)
-        return x + self.feedforward_dropout(fed, training=training)
+        normed = run(self.feedforward_layer_norm, x)
+        fed = run(self.feedforward_intermediate_dense, normed)
+        fed = run(self.feedforward_output_dense, fed)
+        return x + self._dropped("feedforward_dropout", fed, training)
+
+    def _dropped(self, name: str, x, training):
+        """Drop out in training; a call of a layer that does nothing takes time, too."""
+        return getattr(self, name)(x, training=True) if training else x
 
     def decode(self, hidden_states, cache, index, attention_mask, encoder_mask=None):
         """Transform some positions of a sequence whose earlier keys and values are known.
@@ -196,12 +212,10 @@ class MegatronBertLayer(keras.layers.Layer):
             "key": ops.slice_update(cache["key"], start, key),
             "value": ops.slice_update(cache["value"], start, value),
         }
-        attended, _ = self.self_attention.attend(
-            normed, cache["key"], cache["value"], attention_mask
-        )
+        attended = self.self_attention.attend(normed, cache["key"], cache["value"], attention_mask)
         hidden_states = hidden_states + attended
         if self.has_cross_attention:
-            attended, _ = self.cross_attention.attend(
+            attended = self.cross_attention.attend(
                 self.cross_attention_layer_norm(hidden_states),
                 cache["cross_key"],
                 cache["cross_value"],

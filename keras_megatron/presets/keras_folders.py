@@ -17,6 +17,7 @@ from keras_hub.src.utils.preset_utils import (
 )
 
 from keras_megatron.checkpoints.padded_vocabulary import check_rows, padded_variables
+from keras_megatron.layers.common import weights_follow
 from keras_megatron.tasks.labels import check_class_count
 from keras_megatron.tasks.preprocessor import MegatronBertPreprocessor
 from keras_megatron.tasks.task import MegatronBertTask
@@ -46,9 +47,11 @@ class MegatronBertKerasLoader(KerasPresetLoader):
     """
 
     get_backbone_kwargs = backbone_arguments
+    _all_follow = False  # whether all weights of what is built next are loaded
 
     def load_backbone(self, cls: type, load_weights: bool, **kwargs):
         """Build the backbone; `kwargs` go before what the preset says."""
+        self._all_follow = load_weights
         with self._vocabulary(kwargs):
             return super().load_backbone(cls, load_weights, **kwargs)
 
@@ -60,6 +63,8 @@ class MegatronBertKerasLoader(KerasPresetLoader):
         stored = self._other_task(cls)
         with self._vocabulary(kwargs):
             if stored is None:
+                heads = load_task_weights and check_file_exists(self.preset, TASK_WEIGHTS_FILE)
+                self._all_follow = load_weights and heads and self._has(cls, TASK_CONFIG_FILE)
                 return super().load_task(cls, load_weights, load_task_weights, **kwargs)
             return self._load_other(cls, stored, load_weights, load_task_weights, **kwargs)
 
@@ -73,6 +78,11 @@ class MegatronBertKerasLoader(KerasPresetLoader):
         if load_weights and load_task_weights and check_file_exists(self.preset, TASK_WEIGHTS_FILE):
             self._share_heads(task, stored, config)
         return task
+
+    def _load_serialized_object(self, config: dict, **kwargs):
+        """Build an object; a model without random numbers, if its weights are all loaded next."""
+        with weights_follow() if self._all_follow else contextlib.nullcontext():
+            return super()._load_serialized_object(config, **kwargs)
 
     def _vocabulary(self, kwargs: dict) -> contextlib.AbstractContextManager:
         """Let weights be loaded into a larger vocabulary, if `kwargs` ask for one."""

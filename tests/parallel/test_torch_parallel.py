@@ -80,7 +80,8 @@ def test_training_is_that_of_one_device(processes, task, data):
         found = result[f"equality:{data}"][task]
         assert found["same gradients"]
         assert found["largest gradient"] > 0.1  # so that a difference would show
-        for what in ("losses", "gradients", "slots", "predictions"):
+        assert found["gradients"] < 2e-5  # Adam's steps before them enlarge what is rounded
+        for what in ("losses", "slots", "predictions"):
             assert found[what] < 1e-5, what
 
 

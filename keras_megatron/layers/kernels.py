@@ -1,0 +1,22 @@
+"""The active backend's fastest way to project and to attend."""
+
+import keras
+from keras import ops
+
+if keras.config.backend() == "torch":
+    from keras_megatron.layers.torch_kernels import Dense, EinsumDense, attend, run
+else:
+    Dense, EinsumDense = keras.layers.Dense, keras.layers.EinsumDense
+
+    def attend(query_BQNH, key_BKNH, value_BKNH, mask, dropout: float):
+        """Attend as `torch_kernels.attend` does; JAX has a kernel on GPUs, TensorFlow none."""
+        if dropout or keras.config.backend() == "tensorflow":
+            return None
+        return ops.dot_product_attention(query_BQNH, key_BKNH, value_BKNH, mask=mask)
+
+    def run(layer: keras.layers.Layer, x, *args, **kwargs):
+        """Call a layer within another's `call`."""
+        return layer(x, *args, **kwargs)
+
+
+__all__ = ["Dense", "EinsumDense", "attend", "run"]

@@ -1,0 +1,165 @@
+"""PyTorch's fastest products and attention for what the layers compute.
+
+Only plain tensors are computed here; what is sharded or traced goes Keras's way.
+"""
+
+import math
+from collections.abc import Callable
+
+import keras
+import torch
+from keras import ops
+from torch.nn import functional
+
+from keras_megatron.layers.common import gelu_approximate
+
+# On some CPUs the BLAS that PyTorch multiplies float32 by has half of oneDNN's speed.
+_ONEDNN_TYPES = (torch.float32, torch.bfloat16)
+_HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(
+    torch.ops.mkldnn, "_linear_pointwise"
+)
+_FEW_KEYS = 256
+# Activations that oneDNN computes with the product: its name and algorithm of each.
+_FUSED = {keras.activations.gelu: ("gelu", "none"), gelu_approximate: ("gelu", "tanh")}
+
+
+class Dense(keras.layers.Dense):
+    """`keras.layers.Dense` in one operation of PyTorch: product, bias and, if it can be, GELU."""
+
+    def call(self, inputs, training=None):
+        """Return (..., units) of (..., width)."""
+        return _project(self, inputs, super().call)
+
+    def quantize(self, mode=None, type_check=True, config=None):
+        """Quantize; see `keras.Layer.quantize`, which leaves classes that it does not know."""
+        super().quantize(mode, type_check=False, config=config)
+
+
+class EinsumDense(keras.layers.EinsumDense):
+    """`keras.layers.EinsumDense` as one product, for a kernel of (inputs..., outputs...).
+
+    The bias has to have all axes of the outputs.
+    """
+
+    def call(self, inputs, training=None):
+        """Return (batch, sequence, outputs...) of (batch, sequence, inputs...)."""
+        return _project(self, inputs, super().call)
+
+    def quantize(self, mode=None, type_check=True, config=None):
+        """Quantize; see `keras.Layer.quantize`, which leaves classes that it does not know."""
+        super().quantize(mode, type_check=False, config=config)
+
+
+def attend(query_BQNH, key_BKNH, value_BKNH, mask, dropout: float):
+    """Return softmax(query key / sqrt(dim)) value without keeping the probabilities.
+
+    Args:
+        query_BQNH: float (batch, query, heads, dim).
+        key_BKNH: float (batch, key, heads, dim).
+        value_BKNH: float (batch, key, heads, dim).
+        mask: bool, broadcast to (batch, heads, query, key), or None.
+        dropout: rate of the dropout on the probabilities.
+
+    Returns:
+        float (batch, query, heads, dim), or None where PyTorch has no faster way.
+    """
+    if not _are_plain(query_BQNH, key_BKNH, value_BKNH):
+        return None
+    if dropout and not query_BQNH.is_cuda:
+        return None
+    if mask is not None:
+        # Finite, so that a row with nothing to attend to is uniform instead of NaN.
+        hidden = torch.finfo(query_BQNH.dtype).min / 2
+        mask = torch.zeros_like(mask, dtype=query_BQNH.dtype).masked_fill_(~mask, hidden)
+    tensors = [x.transpose(1, 2) for x in (query_BQNH, key_BKNH, value_BKNH)]
+    if _is_short_bfloat16(key_BKNH) and not _needs_gradient(*tensors):
+        return _attend_to_few(*tensors, mask).transpose(1, 2)
+    context_BNQH = functional.scaled_dot_product_attention(
+        *tensors, attn_mask=mask, dropout_p=dropout
+    )
+    return context_BNQH.transpose(1, 2)
+
+
+def run(layer: keras.layers.Layer, x, *args, **kwargs):
+    """Call a layer within another's `call`, without what Keras does around each call if it can be.
+
+    Keras checks and converts what was checked and converted for the layer around it: 0.2 ms that
+    PyTorch, which runs operation by operation, spends on each call.
+    """
+    hooks = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks
+    is_as_before = _are_plain(x) and layer.built and layer.dtype_policy.quantization_mode is None
+    if is_as_before and not hooks and not keras.distribution.distribution():
+        return layer.call(x, *args, **kwargs)
+    return layer(x, *args, **kwargs)
+
+
+def _is_short_bfloat16(key_BKNH) -> bool:
+    """Say whether blocks of PyTorch's fused attention on a CPU are not worth their overhead."""
+    is_cpu = key_BKNH.device.type == "cpu"
+    return is_cpu and key_BKNH.dtype == torch.bfloat16 and key_BKNH.shape[1] <= _FEW_KEYS
+
+
+def _attend_to_few(query_BNQH, key_BNKH, value_BNKH, mask):
+    scores_BNQK = query_BNQH * query_BNQH.shape[-1] ** -0.5 @ key_BNKH.transpose(2, 3)
+    if mask is not None:
+        scores_BNQK += mask
+    return functional.softmax(scores_BNQK, -1) @ value_BNKH
+
+
+def _project(layer, inputs, otherwise: Callable):
+    kernel, bias = ops.convert_to_tensor(layer.kernel), ops.convert_to_tensor(layer.bias)
+    if not _are_plain(inputs, kernel, bias):
+        return otherwise(inputs)
+    summed = kernel.ndim - bias.ndim
+    leading, width = inputs.shape[: inputs.ndim - summed], math.prod(kernel.shape[:summed])
+    x, weights, bias = inputs.reshape(-1, width), kernel.reshape(width, -1), bias.reshape(-1)
+    activation = layer.activation
+    if not _can_use_onednn(x, weights):
+        outputs = torch.addmm(bias, x, weights)
+    elif _needs_gradient(x, weights, bias):
+        outputs = _Linear.apply(x, weights, bias)
+    elif activation in _FUSED:
+        outputs, activation = _product(x, weights, bias, *_FUSED[activation]), None
+    else:
+        outputs = _product(x, weights, bias)
+    outputs = outputs.reshape(*leading, *kernel.shape[summed:])
+    return outputs if activation is None else activation(outputs)
+
+
+def _needs_gradient(*tensors) -> bool:
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+
+
+def _are_plain(*tensors) -> bool:
+    return all(type(x) in (torch.Tensor, torch.nn.Parameter) for x in tensors)
+
+
+def _can_use_onednn(x, weights) -> bool:
+    return (
+        _HAS_ONEDNN and x.device.type == "cpu" and x.dtype in _ONEDNN_TYPES and x.numel() > 0
+    ) and x.dtype == weights.dtype
+
+
+def _product(x, weights, bias=None, activation: str = "none", algorithm: str = ""):
+    """Return x (rows, in) times weights (in, out)."""
+    return torch.ops.mkldnn._linear_pointwise(x, weights.t(), bias, activation, [], algorithm)
+
+
+class _Linear(torch.autograd.Function):
+    """A product with a bias by oneDNN, backward too."""
+
+    @staticmethod
+    def forward(ctx, x, weights, bias):
+        ctx.save_for_backward(x, weights)
+        return _product(x, weights, bias)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        x, weights = ctx.saved_tensors
+        of_x, of_weights, of_bias = ctx.needs_input_grad
+        return (
+            _product(gradient, weights.t()) if of_x else None,
+            _product(x.t(), gradient) if of_weights else None,
+            gradient.sum(0) if of_bias else None,
+        )
