@@ -18,7 +18,7 @@ import sys
 import tempfile
 
 import numpy as np
-from turns import Form, Kind, make_equal, take_turns, write
+from turns import Form, Kind, make_equal, start, take_turns, write_and_plot
 
 WORKER = pathlib.Path(__file__).with_name("serving_worker.py")
 FORMS = {
@@ -49,8 +49,7 @@ def main():
             env={**os.environ, "KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"},
             check=True,
         )
-        names = [name for name in FORMS if not options.only or name in options.only]
-        forms = [Form.start(WORKER, name, FORMS[name], folder, options.threads) for name in names]
+        forms = start(WORKER, FORMS, folder, options.threads, options.only)
         panels = {}
         for length in options.lengths:
             for batch in options.batches:
@@ -59,7 +58,8 @@ def main():
                 print_rows(rows)
         for form in forms:
             form.process.stdin.close()
-    write(panels, options.output, f"serving_{options.layers}_layers_{options.threads}_cpu_threads")
+    name = f"serving_{options.layers}_layers_{options.threads}_cpu_threads"
+    write_and_plot(panels, options.output, name)
 
 
 def parse_options() -> argparse.Namespace:
@@ -77,7 +77,7 @@ def parse_options() -> argparse.Namespace:
 def measure(forms: list[Form], batch: int, length: int, limit_s: float) -> list[dict]:
     """Let forms take turns, 10 to 200 times, in about `limit_s` seconds."""
     question = [batch, length]
-    errors = make_equal(forms, question)
+    errors, _ = make_equal(forms, question)
     (turn,) = zip(*take_turns(forms, question, 1).values(), strict=True)
     seconds = take_turns(forms, question, int(np.clip(limit_s / sum(turn), 10, 200)))
     reference = np.median(seconds[forms[0].name])

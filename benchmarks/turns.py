@@ -13,7 +13,10 @@ import sys
 
 import numpy as np
 
-PACKAGES = ("keras", "jax", "tensorflow", "torch", "transformers", "onnxruntime", "openvino")
+PACKAGES = (
+    *("keras", "keras-hub", "jax", "tensorflow", "torch"),
+    *("transformers", "onnxruntime", "openvino"),
+)
 LIMITS = {"float32": 2e-3, "bfloat16": 0.2, "int8": 0.5}  # of logits with a spread of about 1
 
 
@@ -24,6 +27,7 @@ class Kind:
     form: str
     precision: str
     backend: str = "tensorflow"
+    same_model: bool = True  # so that results have to be equal
 
 
 @dataclasses.dataclass
@@ -59,22 +63,26 @@ class Form:
         return json.loads(line)
 
 
-def make_equal(forms: list[Form], question) -> dict[str, float]:
-    """Warm all forms up, and return by how much their logits differ from the first one's.
+def make_equal(forms: list[Form], question) -> tuple[dict[str, float], dict[str, float]]:
+    """Warm all forms up.
+
+    Returns:
+        By how much their logits differ from the first one's, and the seconds of each one's first
+        answer, compilation included.
 
     Raises:
-        ValueError: by more than their precision explains.
+        ValueError: logits differ by more than their precision explains.
     """
-    expected, errors = None, {}
+    expected, errors, first = None, {}, {}
     for form in forms:
-        form.ask(question)
+        first[form.name] = form.ask(question)["seconds"]
         found = np.array(form.ask(question)["logits"])
         expected = found if expected is None else expected
-        errors[form.name] = float(np.abs(found - expected).max())
+        errors[form.name] = float(np.abs(found - expected).max()) if form.kind.same_model else 0
         limit = LIMITS[form.kind.precision]
         if not errors[form.name] < limit:
             raise ValueError(f"{form.name} differs by {errors[form.name]}, more than {limit}")
-    return errors
+    return errors, first
 
 
 def take_turns(forms: list[Form], question, rounds: int) -> dict[str, list[float]]:
@@ -86,16 +94,75 @@ def take_turns(forms: list[Form], question, rounds: int) -> dict[str, list[float
     return seconds
 
 
-def write(panels: dict[str, list[dict]], folder: pathlib.Path, name: str) -> None:
-    """Write a CSV of all rows, with the versions in its first line, and a plot of ratios."""
+def start(
+    worker: pathlib.Path,
+    kinds: dict[str, Kind],
+    folder: pathlib.Path,
+    threads: int,
+    only: list[str] | None = None,
+) -> list[Form]:
+    """Start the forms by their names, or only some of them."""
+    chosen = {name: kind for name, kind in kinds.items() if not only or name in only}
+    return [Form.start(worker, *item, folder, threads) for item in chosen.items()]
+
+
+def compare(
+    forms: list[Form], question, rounds: int, tokens: int, warm: object = None
+) -> list[dict]:
+    """Let forms take turns, and return a row for each of how fast it is.
+
+    Args:
+        forms: the first one is what others are compared with.
+        question: what is timed.
+        rounds: turns of each.
+        tokens: that a turn has.
+        warm: the question by which results are compared, if not by `question` itself.
+    """
+    errors, first = make_equal(forms, question if warm is None else warm)
+    if warm is not None:
+        first = {form.name: form.ask(question)["seconds"] for form in forms}
+    times = take_turns(forms, question, rounds)
+    reference = np.median(times[forms[0].name])
+    return [
+        {
+            "form": form.name,
+            "tokens_per_second": round(tokens / float(np.median(times[form.name])), 1),
+            "times_reference": round(float(reference / np.median(times[form.name])), 3),
+            "seconds": round(float(np.median(times[form.name])), 4),
+            "first_seconds": round(first[form.name], 2),
+            "turns": rounds,
+            "largest_difference": f"{errors[form.name]:.1e}" if form.kind.same_model else "",
+        }
+        for form in forms
+    ]
+
+
+def show(title: str, rows: list[dict]) -> None:
+    """Print rows."""
+    print(f"\n{title}")
+    for row in rows:
+        print(
+            f"{row['form']:<44}{row['tokens_per_second']:>9} tokens/s"
+            f"{row['times_reference']:>8} x   first {row['first_seconds']} s",
+            flush=True,
+        )
+
+
+def write(rows: list[dict], folder: pathlib.Path, name: str) -> None:
+    """Write a CSV with the date, the processor and the versions in its first line."""
     folder.mkdir(parents=True, exist_ok=True)
-    rows = [row for rows in panels.values() for row in rows]
     versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in PACKAGES)
     with (folder / f"{name}.csv").open("w", newline="") as file:
         file.write(f"# {datetime.date.today()}, {processor()}, {versions}\n")
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
+
+
+def write_and_plot(panels: dict[str, list[dict]], folder: pathlib.Path, name: str) -> None:
+    """Write a CSV of all rows, and a plot of ratios, a panel for each item."""
+    panels = {title: [{"work": title, **row} for row in rows] for title, rows in panels.items()}
+    write([row for rows in panels.values() for row in rows], folder, name)
     plot(panels, folder / f"{name}.png")
 
 
