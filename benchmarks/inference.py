@@ -114,22 +114,25 @@ def parse_options() -> argparse.Namespace:
 def write_texts(options, folder: pathlib.Path) -> dict[str, int]:
     """Tokenize sentences and documents, drawn at random; return how many tokens they have."""
     from keras_megatron import MegatronBertTokenizer
-    from keras_megatron.finetuning.records import read_records
 
     tokenizer = MegatronBertTokenizer.from_preset("megatron_bert_tiny_uncased")
-    records = read_records(f"{options.data / 'finetune' / 'sentiment.tsv'}:train")
-    with lzma.open(options.data / "corpus" / "postgres.txt.xz", "rt", encoding="utf-8") as file:
-        manual = file.read()
     counts = {}
-    for name, texts, count in (
-        ("sentences", [record.values["text"] for record in records], options.sentences),
-        ("documents", manual.split("\n\n"), options.documents),
-    ):
-        chosen = np.random.default_rng(0).choice(len(texts), count, replace=False)
+    for name, texts in read_texts(options.data).items():
+        chosen = np.random.default_rng(0).choice(len(texts), getattr(options, name), replace=False)
         inputs = tokenizer.encode([texts[i] for i in chosen], sequence_length=512)
         np.savez(folder / f"{name}.npz", **inputs)
         counts[name] = int(inputs["padding_mask"].sum())
     return counts
+
+
+def read_texts(data: pathlib.Path) -> dict[str, list[str]]:
+    """Return all sentences and all documents."""
+    from keras_megatron.finetuning.records import read_records
+
+    records = read_records(f"{data / 'finetune' / 'sentiment.tsv'}:train")
+    with lzma.open(data / "corpus" / "postgres.txt.xz", "rt", encoding="utf-8") as file:
+        documents = file.read().split("\n\n")
+    return {"sentences": [record.values["text"] for record in records], "documents": documents}
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ def pack_batches(task, batches: grain.MapDataset) -> grain.MapDataset:
         task: a `MegatronBertTask`.
         batches: of `(x, y)` or `(x, y, sample_weight)`, as its preprocessor makes them.
     """
-    if not task.packs_training or not len(batches):
+    if not task.packs_training or not len(batches) or keras.distribution.distribution():
         return batches
     kinds = task.outputs_for
     if kinds != "documents" and not task.has_default_loss():

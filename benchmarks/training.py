@@ -1,0 +1,97 @@
+"""Speed of a training step: a fixed shape, real sentences, masked words; here and with the peers.
+
+    python benchmarks/training.py DATA_FOLDER benchmarks/results [--layers 12]
+
+DATA_FOLDER is as for inference.py. Each form has a process of its own, with the same weights, and
+they take turns, a step each: forward with dropout, backward, clipping, AdamW. `transformers` pads a
+batch to its longest sentence; here it is packed. Losses without dropout have to be equal before
+anything is timed, but for KerasHub's Bert, which is another model of the same size. Writes a CSV
+with the machine in its name, and a plot. Needs about 1.5 GB of memory a layer with all forms.
+"""
+
+import argparse
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+import numpy as np
+from inference import BACKENDS, read_texts
+from turns import Kind, compare, show, start, write_and_plot
+
+WORKER = pathlib.Path(__file__).with_name("training_worker.py")
+FORMS = {
+    "transformers": Kind("transformers", "float32", "torch"),
+    "KerasHub Bert, JAX": Kind("keras_hub", "float32", "jax", same_model=False),
+    **{name: Kind("keras_megatron", "float32", backend) for backend, name in BACKENDS.items()},
+}
+BATCH, LENGTH, SENTENCES = 4, 128, 32
+
+
+def main():
+    options = parse_options()
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        works = write_batches(options.data, folder)
+        subprocess.run(
+            [sys.executable, str(WORKER), "make", str(options.layers), str(folder)],
+            env={**os.environ, "KERAS_BACKEND": "torch", "TF_CPP_MIN_LOG_LEVEL": "3"},
+            check=True,
+        )
+        forms = start(WORKER, FORMS, folder, options.threads, options.only)
+        panels = {}
+        for title, (name, tokens) in works.items():
+            if options.works and name not in options.works:
+                continue
+            able = [form for form in forms if name != "masked" or form.kind.form != "keras_hub"]
+            panels[title] = compare(
+                able, [name, "step"], options.rounds, tokens, warm=[name, "loss"]
+            )
+            show(title, panels[title])
+        for form in forms:
+            form.process.stdin.close()
+    name = f"training_{options.layers}_layers_{options.threads}_cpu_threads"
+    write_and_plot(panels, options.output, name)
+
+
+def write_batches(data: pathlib.Path, folder: pathlib.Path) -> dict[str, tuple[str, int]]:
+    """Write a batch of each kind; return their names and how many tokens they have, by titles."""
+    from keras_megatron import MegatronBertMaskedLMPreprocessor, MegatronBertTokenizer
+
+    tokenizer = MegatronBertTokenizer.from_preset("megatron_bert_tiny_uncased")
+    texts = read_texts(data)
+    rng = np.random.default_rng(0)
+    documents = [text for text in texts["documents"] if len(text.split()) > LENGTH]
+    documents = [documents[i] for i in rng.choice(len(documents), BATCH, replace=False)]
+    fixed = tokenizer.encode(documents, sequence_length=LENGTH)
+    chosen = rng.choice(len(texts["sentences"]), SENTENCES, replace=False)
+    sentences = tokenizer.encode([texts["sentences"][i] for i in chosen])
+    for name, inputs in (("fixed", fixed), ("sentences", sentences)):
+        labels = rng.integers(0, 3, len(inputs["token_ids"]))
+        np.savez(folder / f"{name}.npz", **inputs, labels=labels)
+    preprocessor = MegatronBertMaskedLMPreprocessor(tokenizer, sequence_length=LENGTH)
+    inputs, labels, weights = preprocessor(documents)
+    np.savez(folder / "masked.npz", **inputs, labels=labels, weights=weights)
+    tokens = int(sentences["padding_mask"].sum())
+    return {
+        f"classify {BATCH} x {LENGTH} tokens": ("fixed", BATCH * LENGTH),
+        f"classify {SENTENCES} sentences": ("sentences", tokens),
+        f"masked words of {BATCH} x {LENGTH} tokens": ("masked", BATCH * LENGTH),
+    }
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=pathlib.Path, metavar="DATA_FOLDER")
+    parser.add_argument("output", type=pathlib.Path, help="folder")
+    parser.add_argument("--layers", type=int, default=12, help="of the 345M shape")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--only", nargs="+", choices=FORMS)
+    parser.add_argument("--works", nargs="+", choices=["fixed", "sentences", "masked"])
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
