@@ -4,13 +4,13 @@ import numpy as np
 
 from keras_megatron.layers.common import (
     get_activation,
-    layer_norm,
     normal_initializer,
     refuse_unknown,
 )
 from keras_megatron.layers.embeddings import MegatronBertEmbedding
 from keras_megatron.layers.encoder import encode
 from keras_megatron.layers.encoder_call import EncoderCall
+from keras_megatron.layers.kernels import layer_norm
 from keras_megatron.layers.token_inputs import ENCODER_INPUTS, INPUTS
 from keras_megatron.layers.transformer_layer import MegatronBertLayer
 

@@ -1,4 +1,4 @@
-"""What every layer of the model shares: activations, initializers, LayerNorm, gradients' memory."""
+"""What every layer of the model shares: activations, initializers, gradients' memory."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -90,11 +90,6 @@ def scaled_normal_initializer(stddev: float, num_layers: int) -> keras.initializ
     of transformer layers" (arXiv 1909.08053, section 4.2).
     """
     return normal_initializer(stddev / math.sqrt(2.0 * num_layers))
-
-
-def layer_norm(epsilon: float, dtype, name: str) -> keras.layers.LayerNormalization:
-    """Return a LayerNorm over the last axis; Keras computes its statistics in float32."""
-    return keras.layers.LayerNormalization(epsilon=epsilon, dtype=dtype, name=name)
 
 
 def seed_generators(layer: keras.Layer) -> list[keras.random.SeedGenerator]:

@@ -1,12 +1,19 @@
-"""The active backend's fastest way to project and to attend."""
+"""The active backend's fastest way to project, to attend and to normalize."""
 
 import keras
 from keras import ops
 
 if keras.config.backend() == "torch":
-    from keras_megatron.layers.torch_kernels import Dense, EinsumDense, attend, run
+    from keras_megatron.layers.torch_kernels import (
+        Dense,
+        EinsumDense,
+        LayerNormalization,
+        attend,
+        run,
+    )
 else:
     Dense, EinsumDense = keras.layers.Dense, keras.layers.EinsumDense
+    LayerNormalization = keras.layers.LayerNormalization
 
     def attend(query_BQNH, key_BKNH, value_BKNH, mask, dropout: float):
         """Attend as `torch_kernels.attend` does; JAX has a kernel on GPUs, TensorFlow none."""
@@ -19,4 +26,9 @@ else:
         return layer(x, *args, **kwargs)
 
 
-__all__ = ["Dense", "EinsumDense", "attend", "run"]
+def layer_norm(epsilon: float, dtype, name: str) -> keras.layers.LayerNormalization:
+    """Return a LayerNorm over the last axis, whose statistics are computed in float32."""
+    return LayerNormalization(epsilon=epsilon, dtype=dtype, name=name)
+
+
+__all__ = ["Dense", "EinsumDense", "attend", "layer_norm", "run"]

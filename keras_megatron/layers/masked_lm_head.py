@@ -1,8 +1,9 @@
 import keras
 from keras import ops
 
-from keras_megatron.layers.common import get_activation, layer_norm, normal_initializer
+from keras_megatron.layers.common import get_activation, normal_initializer
 from keras_megatron.layers.encoder import take_tokens
+from keras_megatron.layers.kernels import layer_norm
 
 
 @keras.saving.register_keras_serializable(package="keras_megatron")

@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 import keras
 import torch
-from keras import ops
 from torch.nn import functional
 
 from keras_megatron.layers.common import gelu_approximate
@@ -50,6 +49,17 @@ class EinsumDense(keras.layers.EinsumDense):
         super().quantize(mode, type_check=False, config=config)
 
 
+class LayerNormalization(keras.layers.LayerNormalization):
+    """`keras.layers.LayerNormalization` over the last axis, without a copy in float32."""
+
+    def call(self, inputs):
+        """Return an array of the shape of `inputs`."""
+        gamma, beta = _value(self.gamma), _value(self.beta)
+        if not _are_plain(inputs, gamma, beta) or not inputs.dtype == gamma.dtype == beta.dtype:
+            return super().call(inputs)
+        return functional.layer_norm(inputs, gamma.shape, gamma, beta, self.epsilon)
+
+
 def attend(query_BQNH, key_BKNH, value_BKNH, mask, dropout: float):
     """Return softmax(query key / sqrt(dim)) value without keeping the probabilities.
 
@@ -86,11 +96,17 @@ def run(layer: keras.layers.Layer, x, *args, **kwargs):
     Keras checks and converts what was checked and converted for the layer around it: 0.2 ms that
     PyTorch, which runs operation by operation, spends on each call.
     """
-    hooks = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks
-    is_as_before = _are_plain(x) and layer.built and layer.dtype_policy.quantization_mode is None
-    if is_as_before and not hooks and not keras.distribution.distribution():
-        return layer.call(x, *args, **kwargs)
-    return layer(x, *args, **kwargs)
+    if (
+        type(x) is not torch.Tensor
+        or not layer.built
+        or layer._forward_hooks
+        or layer._forward_pre_hooks
+        or layer._backward_hooks
+        or layer.quantization_mode is not None
+        or keras.distribution.distribution() is not None
+    ):
+        return layer(x, *args, **kwargs)
+    return layer.call(x, *args, **kwargs)
 
 
 def _is_short_bfloat16(key_BKNH) -> bool:
@@ -107,7 +123,7 @@ def _attend_to_few(query_BNQH, key_BNKH, value_BNKH, mask):
 
 
 def _project(layer, inputs, otherwise: Callable):
-    kernel, bias = ops.convert_to_tensor(layer.kernel), ops.convert_to_tensor(layer.bias)
+    kernel, bias = _value(layer.kernel), _value(layer.bias)
     if not _are_plain(inputs, kernel, bias):
         return otherwise(inputs)
     summed = kernel.ndim - bias.ndim
@@ -124,6 +140,11 @@ def _project(layer, inputs, otherwise: Callable):
         outputs = _product(x, weights, bias)
     outputs = outputs.reshape(*leading, *kernel.shape[summed:])
     return outputs if activation is None else activation(outputs)
+
+
+def _value(weight) -> torch.Tensor:
+    """Return the tensor of a variable, or of a kernel with LoRA, in the type of computation."""
+    return weight.value if isinstance(weight, keras.Variable) else weight
 
 
 def _needs_gradient(*tensors) -> bool:

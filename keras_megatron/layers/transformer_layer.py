@@ -5,13 +5,12 @@ from keras_megatron.layers import kernels
 from keras_megatron.layers.attention import MultiHeadAttention
 from keras_megatron.layers.common import (
     get_activation,
-    layer_norm,
     normal_initializer,
     rematerialize,
     scaled_normal_initializer,
     seed_generators,
 )
-from keras_megatron.layers.kernels import run
+from keras_megatron.layers.kernels import layer_norm, run
 
 
 @keras.saving.register_keras_serializable(package="keras_megatron")

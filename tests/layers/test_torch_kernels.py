@@ -95,6 +95,21 @@ def test_attention(dtype, keys):
     assert torch_kernels.attend(query, key, value, mask, dropout=0.1) is None  # on a CPU
 
 
+@pytest.mark.parametrize("dtype", LIMITS)
+def test_layer_norm(dtype):
+    layer = torch_kernels.LayerNormalization(epsilon=1e-5, dtype=dtype)
+    layer.build((None, None, 16))
+    layer.gamma.assign(numbers(16, seed=1))
+    layer.beta.assign(numbers(16, seed=2))
+    x = numbers(2, 5, 16, dtype=dtype) * 3 + 1
+    exact = torch.nn.functional.layer_norm(
+        x.double(), (16,), layer.gamma.value.double(), layer.beta.value.double(), 1e-5
+    )
+    assert layer(x).dtype == x.dtype
+    assert largest(layer(x), exact) < LIMITS[dtype]
+    assert largest(layer(x + torch.arange(16)), exact) > LIMITS[dtype]
+
+
 def test_hooks_of_inner_layers_are_called():
     backbone = MegatronBertBackbone(50, 1, 2, 8, 16)
     seen = []
