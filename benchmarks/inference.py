@@ -28,7 +28,7 @@ SENTENCES, DOCUMENTS = 32, 8  # texts a batch
 
 
 def forms_of(precision: str) -> dict[str, Kind]:
-    """Return what is compared, `transformers` in float32 first."""
+    """Return what is compared, `transformers` first."""
     hub = "jax" if precision == "float32" else "torch"  # where it is fastest
     kinds = {
         "transformers": Kind("transformers", precision, "torch"),
@@ -42,8 +42,6 @@ def forms_of(precision: str) -> dict[str, Kind]:
     }
     if precision == "bfloat16":
         del kinds["transformers, onnxruntime"]  # has none on a CPU
-        kinds = {f"{name}, bf16": kind for name, kind in kinds.items()}
-        kinds = {"transformers": Kind("transformers", "float32", "torch"), **kinds}
     return kinds
 
 
@@ -61,8 +59,10 @@ def main():
         forms = start(WORKER, kinds, folder, options.threads, options.only)
         panels = {}
         for title, (question, tokens) in works(options, counts).items():
-            panels[title] = compare(forms, question, options.rounds, tokens)
-            if question[0] == "ids":
+            is_short = question[0] == "ids"
+            rounds = options.rounds * (3 if is_short else 1)
+            panels[title] = compare(forms, question, rounds, tokens)
+            if is_short:
                 add_products(panels[title], forms, tokens, options.layers)
             show(title, panels[title])
         for form in forms:
@@ -70,7 +70,7 @@ def main():
     name = f"inference_{options.precision}_{options.layers}_layers_{options.threads}_cpu_threads"
     columns = {key: "" for rows in panels.values() for row in rows for key in row}
     panels = {title: [{**columns, **row} for row in rows] for title, rows in panels.items()}
-    write_and_plot(panels, options.output, name)
+    write_and_plot(panels, options.output, name, f", all in {options.precision}")
 
 
 def works(options, counts: dict[str, int]) -> dict[str, tuple[list, int]]:

@@ -17,6 +17,7 @@ PACKAGES = (
     *("keras", "keras-hub", "jax", "tensorflow", "torch"),
     *("transformers", "onnxruntime", "openvino"),
 )
+PEERS = ("transformers", "KerasHub")
 LIMITS = {"float32": 2e-3, "bfloat16": 0.2, "int8": 0.5}  # of logits with a spread of about 1
 
 
@@ -159,11 +160,13 @@ def write(rows: list[dict], folder: pathlib.Path, name: str) -> None:
         writer.writerows(rows)
 
 
-def write_and_plot(panels: dict[str, list[dict]], folder: pathlib.Path, name: str) -> None:
+def write_and_plot(
+    panels: dict[str, list[dict]], folder: pathlib.Path, name: str, note: str = ", float32"
+) -> None:
     """Write a CSV of all rows, and a plot of ratios, a panel for each item."""
     panels = {title: [{"work": title, **row} for row in rows] for title, rows in panels.items()}
     write([row for rows in panels.values() for row in rows], folder, name)
-    plot(panels, folder / f"{name}.png")
+    plot(panels, folder / f"{name}.png", note)
 
 
 def processor() -> str:
@@ -174,14 +177,14 @@ def processor() -> str:
     return platform.processor()
 
 
-def plot(panels: dict[str, list[dict]], path: pathlib.Path) -> None:
+def plot(panels: dict[str, list[dict]], path: pathlib.Path, note: str) -> None:
     """Draw how many times as fast as the first form each one is, in panels by their titles."""
     from matplotlib.figure import Figure
 
     names = [row["form"] for row in next(iter(panels.values()))]
     figure = Figure((2.5 + 2.2 * len(panels), 0.8 + 0.3 * len(names)), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    colours = ["0.65" if name.startswith("transformers") else "tab:blue" for name in names]
+    colours = ["0.65" if name.startswith(PEERS) else "tab:blue" for name in names]
     for panel, (title, rows) in zip(axes, panels.items(), strict=True):
         bars = panel.barh(names, [row["times_reference"] for row in rows], color=colours)
         panel.bar_label(bars, fmt="%.2f", padding=2, fontsize=8)
@@ -189,5 +192,5 @@ def plot(panels: dict[str, list[dict]], path: pathlib.Path) -> None:
         panel.axvline(1, color="0.3", linewidth=0.8)
         panel.margins(x=0.25)
     axes[0].invert_yaxis()
-    figure.supxlabel(f"speed, x {names[0]}, float32", fontsize=9)
+    figure.supxlabel(f"speed, x {names[0]}{note}", fontsize=9)
     figure.savefig(path, dpi=110)

@@ -1,5 +1,7 @@
 """The active backend's fastest way to project, to attend and to normalize."""
 
+import contextlib
+
 import keras
 from keras import ops
 
@@ -9,6 +11,7 @@ if keras.config.backend() == "torch":
         EinsumDense,
         LayerNormalization,
         attend,
+        frozen_weights,
         run,
     )
 else:
@@ -21,6 +24,10 @@ else:
             return None
         return ops.dot_product_attention(query_BQNH, key_BKNH, value_BKNH, mask=mask)
 
+    def frozen_weights() -> contextlib.AbstractContextManager:
+        """Say that weights stay as they are; nothing to gain by it here."""
+        return contextlib.nullcontext()
+
     def run(layer: keras.layers.Layer, x, *args, **kwargs):
         """Call a layer within another's `call`."""
         return layer(x, *args, **kwargs)
@@ -31,4 +38,4 @@ def layer_norm(epsilon: float, dtype, name: str) -> keras.layers.LayerNormalizat
     return LayerNormalization(epsilon=epsilon, dtype=dtype, name=name)
 
 
-__all__ = ["Dense", "EinsumDense", "attend", "layer_norm", "run"]
+__all__ = ["Dense", "EinsumDense", "attend", "frozen_weights", "layer_norm", "run"]

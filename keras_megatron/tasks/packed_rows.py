@@ -1,16 +1,19 @@
 """Running a task on many samples: packed rows in, a result for each sample out."""
 
+import contextlib
 from collections.abc import Mapping
 
 import keras
 import numpy as np
 
 from keras_megatron.layers.choices import ABSENT
+from keras_megatron.layers.kernels import frozen_weights
 from keras_megatron.layers.token_inputs import INPUTS
 from keras_megatron.packing import PackedRows, round_up
 
 WORTHWHILE = 0.9  # of the places of a batch may be in packed rows, or packing is left out
 _PLACES = 2**26  # that are held at once
+_MANY_TOKENS = 4096  # for which weights are worth another copy
 
 
 def run(task, inputs: Mapping[str, np.ndarray], batch_size: int):
@@ -27,7 +30,8 @@ def run(task, inputs: Mapping[str, np.ndarray], batch_size: int):
         outputs = keras.Model.predict_on_batch(task, steps[index][0])
         return keras.tree.map_structure(lambda x: np.asarray(x).astype("float32"), outputs)
 
-    return steps.results([predict(index) for index in range(len(steps))])
+    with _frozen_if_it_pays(inputs):
+        return steps.results([predict(index) for index in range(len(steps))])
 
 
 def predict(task, x, batch_size: int, **kwargs):
@@ -45,7 +49,8 @@ def predict(task, x, batch_size: int, **kwargs):
         inputs = {name: np.concatenate([part[name] for part in held]) for name in held[0]}
         held.clear()
         steps = _make_steps(task, inputs, batch_size)
-        outputs = keras.Model.predict(task, steps, **kwargs)
+        with _frozen_if_it_pays(inputs):
+            outputs = keras.Model.predict(task, steps, **kwargs)
         results.append(steps.results(steps.split(outputs)))
 
     for batch in task.preprocessor.dataset(x, batch_size=batch_size):
@@ -55,6 +60,12 @@ def predict(task, x, batch_size: int, **kwargs):
     if held:
         finish()
     return keras.tree.map_structure(lambda *parts: np.concatenate(parts), *results)
+
+
+def _frozen_if_it_pays(inputs: Mapping[str, np.ndarray]) -> contextlib.AbstractContextManager:
+    if np.count_nonzero(inputs["padding_mask"]) < _MANY_TOKENS:
+        return contextlib.nullcontext()
+    return frozen_weights()
 
 
 def can_be_packed(inputs: Mapping[str, np.ndarray]) -> bool:

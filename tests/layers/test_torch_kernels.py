@@ -4,7 +4,8 @@ import keras
 import pytest
 import torch
 
-from keras_megatron import MegatronBertBackbone
+from keras_megatron import MegatronBertBackbone, MegatronBertTextClassifier
+from keras_megatron.tasks import packed_rows
 
 if keras.config.backend() != "torch":
     pytest.skip("of PyTorch", allow_module_level=True)
@@ -108,6 +109,42 @@ def test_layer_norm(dtype):
     assert layer(x).dtype == x.dtype
     assert largest(layer(x), exact) < LIMITS[dtype]
     assert largest(layer(x + torch.arange(16)), exact) > LIMITS[dtype]
+
+
+@pytest.mark.parametrize("dtype", LIMITS)
+def test_frozen_weights_give_the_same_and_are_forgotten(dtype):
+    layer, _ = dense(dtype, None)
+    x = numbers(2, 5, 16, dtype=dtype)
+    with torch.no_grad():
+        expected = layer(x)
+        with torch_kernels.frozen_weights():
+            assert largest(layer(x), expected) == 0
+            layer.kernel.assign(layer.kernel.value * 2)
+            assert largest(layer(x), expected) == 0  # of the kernel that was frozen
+        assert largest(layer(x), expected) > LIMITS[dtype]
+
+
+def test_many_texts_are_predicted_as_few_are(monkeypatch):
+    backbone = MegatronBertBackbone(50, 2, 2, 8, 16)
+    task = MegatronBertTextClassifier(backbone, num_classes=3)
+    ids = numbers(40, 6).argsort(-1).int().numpy() + 4
+    inputs = {"token_ids": ids, "segment_ids": ids * 0, "padding_mask": ids * 0 + 1}
+    frozen, original = [], torch_kernels._reordered
+
+    def watched(layer, weights, rows):
+        frozen.append(torch_kernels._orders.get() is not None)
+        return original(layer, weights, rows)
+
+    monkeypatch.setattr(torch_kernels, "_reordered", watched)
+    few = task.logits(inputs)
+    assert not any(frozen)
+    monkeypatch.setattr(packed_rows, "_MANY_TOKENS", 100)
+    frozen.clear()
+    assert abs(task.logits(inputs) - few).max() == 0
+    assert all(frozen)
+    assert frozen
+    backbone.get_layer("transformer_layer_1").feedforward_output_dense.kernel.assign(numbers(16, 8))
+    assert abs(task.logits(inputs) - few).max() > 1e-3
 
 
 def test_hooks_of_inner_layers_are_called():

@@ -1,0 +1,124 @@
+"""Pairs of sentences for pretraining, next to `megatron-core`'s own index of samples."""
+
+import pathlib
+
+import numpy as np
+import pytest
+
+from keras_megatron import MegatronBertTokenizer
+from keras_megatron.pretraining.sentence_pairs import SentencePairs, pretraining_batches
+from keras_megatron.pretraining.token_files import TokenFiles, write_token_files
+
+pytestmark = pytest.mark.backend_independent
+PARAGRAPHS = pathlib.Path(__file__).parents[1] / "data" / "paragraphs.txt"
+LENGTH = 64
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return MegatronBertTokenizer.from_preset("megatron_bert_tiny_uncased")
+
+
+@pytest.fixture(scope="module")
+def files(tokenizer, tmp_path_factory):
+    """Documents of five paragraphs, a sentence of what ends with a stop."""
+    prefix = tmp_path_factory.mktemp("corpus") / "corpus"
+    paragraphs = [p for p in PARAGRAPHS.read_text("utf-8").splitlines() if p.strip()]
+    documents = [
+        [ids for p in part for ids in tokenizer.tokenize(p.split(". ")) if len(ids)]
+        for part in (paragraphs[i : i + 5] for i in range(0, len(paragraphs), 5))
+    ]
+    write_token_files(prefix, [*documents, [[1996]]], tokenizer)  # the last has no pair
+    return TokenFiles.open(prefix, tokenizer)
+
+
+def samples_of(files, tokenizer, **arguments):
+    source = pretraining_batches(files, tokenizer, 1, LENGTH, **arguments)
+    return [source[i] for i in range(len(SentencePairs(files, LENGTH)))]
+
+
+def test_samples_are_those_of_megatron(files):
+    from megatron.core.datasets import helpers_cpp
+
+    sizes = np.asarray(files.lengths, "int32")
+    documents = np.asarray(files.documents, "int64")
+    mapping = helpers_cpp.build_mapping(
+        documents, sizes, 1, 2**31 - 2, LENGTH - 3, 0.0, 1, False, 2
+    )
+    expected = sorted(map(tuple, np.asarray(mapping).tolist()))
+    source = SentencePairs(files, LENGTH, short_sample_rate=0.0)
+    found = [tuple(span) for span in source._spans.tolist()]
+    assert found == expected
+    assert found != [(a, b + 1, c) for a, b, c in expected]
+    assert len(found) > 50
+
+
+def test_a_sample_is_a_pair_of_whole_sentences(files, tokenizer):
+    start, end = tokenizer.cls_token_id, tokenizer.sep_token_id
+    source = SentencePairs(files, LENGTH, short_sample_rate=0.0)
+    texts = [np.concatenate(source[i][0]).tolist() for i in range(len(source))]
+    swapped = 0
+    for x, y, weight in samples_of(files, tokenizer, short_sample_rate=0.0):
+        ids, segments = x["token_ids"][0].copy(), x["segment_ids"][0]
+        there = weight["mlm"][0] > 0
+        ids[x["mask_positions"][0][there]] = y["mlm"][0][there]  # what was hidden
+        length = int(x["padding_mask"].sum())
+        assert ids[0] == start
+        assert ids[length - 1] == end
+        assert (ids[length:] == tokenizer.pad_token_id).all()
+        first = ids[1 : int((segments[:length] == 0).sum()) - 1].tolist()
+        second = ids[len(first) + 2 : length - 1].tolist()
+        assert ids[len(first) + 1] == end
+        parts = [second, first] if y["nsp"][0] else [first, second]
+        swapped += int(y["nsp"][0])
+        if length < LENGTH:  # nothing was cut: it is the text of one sample
+            assert parts[0] + parts[1] in texts
+            assert parts[1] + parts[0] not in texts
+    assert 0.35 < swapped / len(texts) < 0.65
+
+
+def test_any_worker_makes_the_same(files, tokenizer):
+    batches = pretraining_batches(files, tokenizer, 4, LENGTH, seed=3)
+    same = pretraining_batches(files, tokenizer, 4, LENGTH, seed=3)
+    other = pretraining_batches(files, tokenizer, 4, LENGTH, seed=4)
+    for i in (0, 5, 1000):
+        np.testing.assert_equal(batches[i], same[i])
+        assert (batches[i][0]["token_ids"] != other[i][0]["token_ids"]).any()
+    count = len(SentencePairs(files, LENGTH))
+    epochs = [
+        {tuple(batches[i][1]["mlm"].ravel()) for i in range(first, first + count // 4)}
+        for first in (0, count // 4)
+    ]
+    assert not epochs[0] & epochs[1]  # hidden anew
+
+
+def test_a_pretrainer_learns_from_them(files, tokenizer):
+    from models import small_backbone
+
+    from keras_megatron import MegatronBertPretrainer
+
+    backbone = small_backbone(vocabulary_size=tokenizer.vocabulary_size(), dropout=0.0)
+    pretrainer = MegatronBertPretrainer(backbone)
+    batches = pretraining_batches(files, tokenizer, 4, 32)[:3]
+    before = pretrainer.evaluate(batches, verbose=0, return_dict=True)["loss"]
+    pretrainer.fit(batches, epochs=3, verbose=0)
+    assert pretrainer.evaluate(batches, verbose=0, return_dict=True)["loss"] < before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": 10**6}, "fewer than a batch of 1000000: give more text"),
+        ({"batch_size": 1, "sequence_length": 4}, "sequence_length must be at least 5, not 4"),
+        ({"batch_size": 1, "short_sample_rate": 2}, "short_sample_rate must be between 0 and 1"),
+    ],
+)
+def test_bad_arguments_are_refused(files, tokenizer, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        pretraining_batches(files, tokenizer, **arguments)
+
+
+def test_a_corpus_without_pairs_is_refused(tmp_path, tokenizer):
+    write_token_files(tmp_path / "corpus", [[[5, 6]], [[7]]], tokenizer)
+    with pytest.raises(ValueError, match="no document of two sentences"):
+        pretraining_batches(TokenFiles.open(tmp_path / "corpus"), tokenizer, 1)
