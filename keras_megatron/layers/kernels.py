@@ -38,4 +38,13 @@ def layer_norm(epsilon: float, dtype, name: str) -> keras.layers.LayerNormalizat
     return LayerNormalization(epsilon=epsilon, dtype=dtype, name=name)
 
 
-__all__ = ["Dense", "EinsumDense", "attend", "frozen_weights", "layer_norm", "run"]
+if keras.config.backend() == "jax":
+    from keras_megatron.layers.jax_kernels import apart
+else:
+
+    def apart(x):
+        """Return `x`; see `jax_kernels.apart`."""
+        return x
+
+
+__all__ = ["Dense", "EinsumDense", "apart", "attend", "frozen_weights", "layer_norm", "run"]

@@ -10,7 +10,7 @@ from keras_megatron.layers.common import (
     scaled_normal_initializer,
     seed_generators,
 )
-from keras_megatron.layers.kernels import layer_norm, run
+from keras_megatron.layers.kernels import apart, layer_norm, run
 
 
 @keras.saving.register_keras_serializable(package="keras_megatron")
@@ -174,7 +174,7 @@ class MegatronBertLayer(keras.layers.Layer):
                 attentions.append(probabilities)
             return x + self._dropped(f"{name}_dropout", output, training)
 
-        x = attend("self_attention", x, attention_mask)
+        x = attend("self_attention", apart(x), attention_mask)
         if self.has_cross_attention:
             x = attend("cross_attention", x, encoder_mask, encoder_hidden_states)
         return self._feed_forward(x, training), tuple(attentions)
