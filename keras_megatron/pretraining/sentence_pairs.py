@@ -159,10 +159,10 @@ def pretraining_batches(
     short_sample_rate: float = 0.1,
     seed: int = 0,
 ) -> grain.MapDataset:
-    """Return batches without end for `MegatronBertPretrainer.fit`, shuffled and hidden each epoch.
+    """Return an epoch of batches for `MegatronBertPretrainer.fit`; the next ones differ.
 
-    Batch i is a function of the arguments and of i alone: any worker makes the same one, and a
-    training that was stopped goes on at the batch where it was.
+    Batch i, which may lie in a later epoch, is a function of the arguments and of i alone: any
+    worker makes the same one, and a training that was stopped goes on at the batch where it was.
 
     Args:
         files: `TokenFiles`.
@@ -182,6 +182,6 @@ def pretraining_batches(
             f"the corpus makes {len(source)} samples of {sequence_length} tokens, fewer than a "
             f"batch of {batch_size}: give more text, or a smaller batch_size"
         )
-    dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
+    dataset = grain.MapDataset.source(source).seed(seed).shuffle()
     dataset = dataset.random_map(MaskPairs(tokenizer, sequence_length, scheme))
     return dataset.batch(batch_size, drop_remainder=True)

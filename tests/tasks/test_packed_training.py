@@ -37,7 +37,7 @@ def losses(case: Case, monkeypatch, packed: bool, wrong=None) -> tuple[list, lis
         seen.extend(made[index] for index in range(len(made)))
         return made
 
-    monkeypatch.setattr("keras_megatron.tasks.task.pack_batches", pack)
+    monkeypatch.setattr("keras_megatron.tasks.raw_samples.pack_batches", pack)
     task = case.make(seed=0, attention_dropout=0.0, max_sequence_length=64)
     task.preprocessor.sequence_length = 64
     if hasattr(task.preprocessor, "seed"):
