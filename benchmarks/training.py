@@ -1,12 +1,13 @@
 """Speed of a training step: a fixed shape, real sentences, masked words; here and with the peers.
 
-    python benchmarks/training.py DATA_FOLDER benchmarks/results [--layers 12]
+    python benchmarks/training.py DATA_FOLDER benchmarks/results [--layers 8]
 
 DATA_FOLDER is as for inference.py. Each form has a process of its own, with the same weights, and
 they take turns, a step each: forward with dropout, backward, clipping, AdamW. `transformers` pads a
 batch to its longest sentence; here it is packed. Losses without dropout have to be equal before
 anything is timed, but for KerasHub's Bert, which is another model of the same size. Writes a CSV
-with the machine in its name, and a plot. Needs about 1.5 GB of memory a layer with all forms.
+with the machine in its name, and a plot. All forms need about 2 GB of memory a layer: take fewer
+layers, or some with --only.
 """
 
 import argparse
@@ -85,7 +86,7 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=pathlib.Path, metavar="DATA_FOLDER")
     parser.add_argument("output", type=pathlib.Path, help="folder")
-    parser.add_argument("--layers", type=int, default=12, help="of the 345M shape")
+    parser.add_argument("--layers", type=int, default=8, help="of the 345M shape")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--only", nargs="+", choices=FORMS)
