@@ -10,12 +10,10 @@ and a plot.
 import argparse
 import os
 import pathlib
-import subprocess
-import sys
 import tempfile
 
 from inference import BACKENDS, WORKER
-from turns import Kind, compare, start, write
+from turns import Kind, compare, make, started, write
 
 FORMS = {
     "transformers": Kind("transformers", "float32", "torch"),
@@ -31,19 +29,13 @@ def main():
     shapes += [(batch, USUAL_LENGTH) for batch in BATCHES if batch != USUAL_BATCH]
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        subprocess.run(
-            [sys.executable, str(WORKER), "make", str(options.layers), str(folder)],
-            env={**os.environ, "KERAS_BACKEND": "torch", "TF_CPP_MIN_LOG_LEVEL": "3"},
-            check=True,
-        )
-        forms = start(WORKER, FORMS, folder, options.threads)
-        rows = []
-        for batch, length in shapes:
-            of_shape = compare(forms, ["ids", batch, length], options.rounds, batch * length)
-            rows += [{"batch": batch, "length": length, **row} for row in of_shape]
-            print(batch, length, *(row["tokens_per_second"] for row in of_shape), flush=True)
-        for form in forms:
-            form.process.stdin.close()
+        make(WORKER, options.layers, folder)
+        with started(WORKER, FORMS, folder, options.threads) as forms:
+            rows = []
+            for batch, length in shapes:
+                of_shape = compare(forms, ["ids", batch, length], options.rounds, batch * length)
+                rows += [{"batch": batch, "length": length, **row} for row in of_shape]
+                print(batch, length, *(row["tokens_per_second"] for row in of_shape), flush=True)
     name = f"growth_{options.layers}_layers_{options.threads}_cpu_threads"
     write(rows, options.output, name)
     plot(rows, options.layers, options.output / f"{name}.png")
@@ -82,7 +74,7 @@ def plot(rows: list[dict], layers: int, path: pathlib.Path) -> None:
         panel.set_xlabel(
             f"tokens a text, batch {usual}"
             if varied == "length"
-            else "texts a batch, 128 tokens each"
+            else f"texts a batch, {usual} tokens each"
         )
         panel.grid(alpha=0.3)
     figure.axes[0].set_ylabel(f"tokens/s, {layers} layers")

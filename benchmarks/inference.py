@@ -15,12 +15,10 @@ import argparse
 import lzma
 import os
 import pathlib
-import subprocess
-import sys
 import tempfile
 
 import numpy as np
-from turns import Kind, compare, show, start, write_and_plot
+from turns import Kind, compare, make, show, started, write_and_plot
 
 WORKER = pathlib.Path(__file__).with_name("inference_worker.py")
 BACKENDS = {"jax": "JAX", "torch": "PyTorch", "tensorflow": "TensorFlow"}
@@ -50,23 +48,17 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         counts = write_texts(options, folder)
-        subprocess.run(
-            [sys.executable, str(WORKER), "make", str(options.layers), str(folder)],
-            env={**os.environ, "KERAS_BACKEND": "torch", "TF_CPP_MIN_LOG_LEVEL": "3"},
-            check=True,
-        )
+        make(WORKER, options.layers, folder)
         kinds = forms_of(options.precision)
-        forms = start(WORKER, kinds, folder, options.threads, options.only)
-        panels = {}
-        for title, (question, tokens) in works(options, counts).items():
-            is_short = question[0] == "ids"
-            rounds = options.rounds * (3 if is_short else 1)
-            panels[title] = compare(forms, question, rounds, tokens)
-            if is_short:
-                add_products(panels[title], forms, tokens, options.layers)
-            show(title, panels[title])
-        for form in forms:
-            form.process.stdin.close()
+        with started(WORKER, kinds, folder, options.threads, options.only) as forms:
+            panels = {}
+            for title, (question, tokens) in works(options, counts).items():
+                is_short = question[0] == "ids"
+                rounds = options.rounds * (3 if is_short else 1)
+                panels[title] = compare(forms, question, rounds, tokens)
+                if is_short:
+                    add_products(panels[title], forms, tokens, options.layers)
+                show(title, panels[title])
     name = f"inference_{options.precision}_{options.layers}_layers_{options.threads}_cpu_threads"
     columns = {key: "" for rows in panels.values() for row in rows for key in row}
     panels = {title: [{**columns, **row} for row in rows] for title, rows in panels.items()}

@@ -13,7 +13,7 @@ import numpy as np
 import serving_worker
 from serving_worker import OURS
 
-HIDDEN, INTERMEDIATE, HEADS = 1024, 4096, 16
+HIDDEN, INTERMEDIATE = 1024, 4096
 
 
 def make(layers: int, folder: pathlib.Path) -> None:
@@ -58,21 +58,7 @@ def openvino(folder, precision):
 
 
 def keras_hub(folder, precision):
-    import json
-
-    import keras_hub
-
-    config = json.loads((folder / "preset" / "config.json").read_text())["config"]
-    backbone = keras_hub.models.BertBackbone(
-        config["vocabulary_size"],
-        config["num_layers"],
-        HEADS,
-        HIDDEN,
-        INTERMEDIATE,
-        max_sequence_length=512,
-        dtype=precision,
-    )
-    model = keras_hub.models.BertTextClassifier(backbone, num_classes=3)
+    model = serving_worker.keras_hub_classifier(folder / "preset", precision)
     return _padded(lambda inputs: np.asarray(model.predict_on_batch(inputs), "float32"))
 
 
@@ -169,7 +155,7 @@ def main(form: str, precision: str, folder: pathlib.Path) -> None:
     def prepare(*question):
         return question if question[0] == "products" else inputs_for(folder, *question)
 
-    serving_worker.serve(answer, lambda *question: prepare(*question))
+    serving_worker.serve(answer, prepare)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import tempfile
 
 import numpy as np
 from inference import BACKENDS, read_texts
-from turns import write
+from turns import make, write
 
 WORKER = pathlib.Path(__file__).with_name("training_worker.py")
 FORMS = {"transformers": ("transformers", "torch")}
@@ -32,8 +32,7 @@ def main():
         folder = pathlib.Path(folder)
         write_documents(options, folder)
         environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-        made = [sys.executable, str(WORKER), "make", str(options.layers), str(folder)]
-        subprocess.run(made, env={**environment, "KERAS_BACKEND": "torch"}, check=True)
+        make(WORKER, options.layers, folder)
         for name, (form, backend) in FORMS.items():
             for precision in ("kept", "recomputed"):
                 command = [sys.executable, str(WORKER), "memory", form, precision, str(folder)]

@@ -13,12 +13,10 @@ Needs about 20 GB of memory and of disk for 24 layers.
 import argparse
 import os
 import pathlib
-import subprocess
-import sys
 import tempfile
 
 import numpy as np
-from turns import Form, Kind, make_equal, start, take_turns, write_and_plot
+from turns import Form, Kind, make, make_equal, started, take_turns, write_and_plot
 
 WORKER = pathlib.Path(__file__).with_name("serving_worker.py")
 FORMS = {
@@ -44,20 +42,14 @@ def main():
     options = parse_options()
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        subprocess.run(
-            [sys.executable, str(WORKER), "make", str(options.layers), str(folder)],
-            env={**os.environ, "KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"},
-            check=True,
-        )
-        forms = start(WORKER, FORMS, folder, options.threads, options.only)
-        panels = {}
-        for length in options.lengths:
-            for batch in options.batches:
-                rows = measure(forms, batch, length, options.seconds)
-                panels[f"{batch} x {length} tokens"] = rows
-                print_rows(rows)
-        for form in forms:
-            form.process.stdin.close()
+        make(WORKER, options.layers, folder, "tensorflow")
+        with started(WORKER, FORMS, folder, options.threads, options.only) as forms:
+            panels = {}
+            for length in options.lengths:
+                for batch in options.batches:
+                    rows = measure(forms, batch, length, options.seconds)
+                    panels[f"{batch} x {length} tokens"] = rows
+                    print_rows(rows)
     name = f"serving_{options.layers}_layers_{options.threads}_cpu_threads"
     write_and_plot(panels, options.output, name)
 

@@ -43,6 +43,16 @@ def classifier(layers: int):
     return model
 
 
+def keras_hub_classifier(preset: pathlib.Path, precision: str):
+    """Return KerasHub's Bert of the shape of a preset, with random weights."""
+    import keras_hub
+
+    config = json.loads((preset / "config.json").read_text())["config"]
+    shape = [config[key] for key in ("vocabulary_size", "num_layers", "num_heads", "hidden_dim")]
+    backbone = keras_hub.models.BertBackbone(*shape, config["intermediate_dim"], dtype=precision)
+    return keras_hub.models.BertTextClassifier(backbone, num_classes=3)
+
+
 def make(layers: int, folder: pathlib.Path) -> None:
     """Write a classifier in every form."""
     from keras_megatron import serving

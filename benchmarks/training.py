@@ -13,13 +13,11 @@ layers, or some with --only.
 import argparse
 import os
 import pathlib
-import subprocess
-import sys
 import tempfile
 
 import numpy as np
 from inference import BACKENDS, read_texts
-from turns import Kind, compare, show, start, write_and_plot
+from turns import Kind, compare, make, show, started, write_and_plot
 
 WORKER = pathlib.Path(__file__).with_name("training_worker.py")
 FORMS = {
@@ -35,23 +33,17 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         works = write_batches(options.data, folder)
-        subprocess.run(
-            [sys.executable, str(WORKER), "make", str(options.layers), str(folder)],
-            env={**os.environ, "KERAS_BACKEND": "torch", "TF_CPP_MIN_LOG_LEVEL": "3"},
-            check=True,
-        )
-        forms = start(WORKER, FORMS, folder, options.threads, options.only)
-        panels = {}
-        for title, (name, tokens) in works.items():
-            if options.works and name not in options.works:
-                continue
-            able = [form for form in forms if name != "masked" or form.kind.form != "keras_hub"]
-            panels[title] = compare(
-                able, [name, "step"], options.rounds, tokens, warm=[name, "loss"]
-            )
-            show(title, panels[title])
-        for form in forms:
-            form.process.stdin.close()
+        make(WORKER, options.layers, folder)
+        with started(WORKER, FORMS, folder, options.threads, options.only) as forms:
+            panels = {}
+            for title, (name, tokens) in works.items():
+                if options.works and name not in options.works:
+                    continue
+                able = [form for form in forms if name != "masked" or form.kind.form != "keras_hub"]
+                panels[title] = compare(
+                    able, [name, "step"], options.rounds, tokens, warm=[name, "loss"]
+                )
+                show(title, panels[title])
     name = f"training_{options.layers}_layers_{options.threads}_cpu_threads"
     write_and_plot(panels, options.output, name)
 

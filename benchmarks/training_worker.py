@@ -87,12 +87,8 @@ def transformers(folder, name, checkpointing=False):
 
 def keras_hub(folder, name):
     import keras
-    import keras_hub
 
-    config = json.loads((folder / "classifier" / "config.json").read_text())["config"]
-    shape = [config[key] for key in ("vocabulary_size", "num_layers", "num_heads", "hidden_dim")]
-    backbone = keras_hub.models.BertBackbone(*shape, config["intermediate_dim"])
-    model = keras_hub.models.BertTextClassifier(backbone, num_classes=3)
+    model = serving_worker.keras_hub_classifier(folder / "classifier", "float32")
     optimizer = keras.optimizers.AdamW(RATE, weight_decay=DECAY, global_clipnorm=CLIP)
     model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     return _functions(model, batch_of(folder, name)[:2])

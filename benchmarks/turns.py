@@ -1,5 +1,6 @@
 """Processes that take turns in being timed, so that a busy machine is busy for all of them."""
 
+import contextlib
 import csv
 import dataclasses
 import datetime
@@ -10,6 +11,7 @@ import pathlib
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -95,16 +97,31 @@ def take_turns(forms: list[Form], question, rounds: int) -> dict[str, list[float
     return seconds
 
 
-def start(
+def make(worker: pathlib.Path, layers: int, folder: pathlib.Path, backend: str = "torch") -> None:
+    """Have a worker write its model, of so many layers, in every form."""
+    subprocess.run(
+        [sys.executable, str(worker), "make", str(layers), str(folder)],
+        env={**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"},
+        check=True,
+    )
+
+
+@contextlib.contextmanager
+def started(
     worker: pathlib.Path,
     kinds: dict[str, Kind],
     folder: pathlib.Path,
     threads: int,
     only: list[str] | None = None,
-) -> list[Form]:
-    """Start the forms by their names, or only some of them."""
+) -> Iterator[list[Form]]:
+    """Start the forms by their names, or only some of them; end them at the end."""
     chosen = {name: kind for name, kind in kinds.items() if not only or name in only}
-    return [Form.start(worker, *item, folder, threads) for item in chosen.items()]
+    forms = [Form.start(worker, *item, folder, threads) for item in chosen.items()]
+    try:
+        yield forms
+    finally:
+        for form in forms:
+            form.process.stdin.close()
 
 
 def compare(
@@ -184,9 +201,10 @@ def plot(panels: dict[str, list[dict]], path: pathlib.Path, note: str) -> None:
     names = [row["form"] for row in next(iter(panels.values()))]
     figure = Figure((2.5 + 2.2 * len(panels), 0.8 + 0.3 * len(names)), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    colours = ["0.65" if name.startswith(PEERS) else "tab:blue" for name in names]
     for panel, (title, rows) in zip(axes, panels.items(), strict=True):
-        bars = panel.barh(names, [row["times_reference"] for row in rows], color=colours)
+        forms = [row["form"] for row in rows]  # some of the first panel's
+        colours = ["0.65" if form.startswith(PEERS) else "tab:blue" for form in forms]
+        bars = panel.barh(forms, [row["times_reference"] for row in rows], color=colours)
         panel.bar_label(bars, fmt="%.2f", padding=2, fontsize=8)
         panel.set_title(title, fontsize=9)
         panel.axvline(1, color="0.3", linewidth=0.8)

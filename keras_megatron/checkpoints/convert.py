@@ -1,6 +1,5 @@
 """Converts a Megatron-LM checkpoint to a preset folder."""
 
-import contextlib
 import math
 import os
 import pathlib
@@ -127,7 +126,7 @@ def _build(
     has: a masked language model its head, a next-sentence predictor the other.
     """
     has_pooler = any(name.startswith("bert.pooler.") for name in checkpoint.weights)
-    with weights_follow() if has_pooler else contextlib.nullcontext():
+    with weights_follow(has_pooler):
         backbone = MegatronBertBackbone(**checkpoint.config, dtype="float32")
     task, preparing = MegatronBertMaskedLM, MegatronBertMaskedLMPreprocessor
     if _BINARY_HEAD in checkpoint.weights:

@@ -53,12 +53,15 @@ _zeros = ContextVar("zeros", default=None)  # while weights follow, those that t
 
 
 @contextmanager
-def weights_follow() -> Iterator[None]:
+def weights_follow(all_of_them: bool) -> Iterator[None]:
     """Start kernels and tables that are made in this context as zeros: numbers are put in next.
 
     Random ones would take most of the time of loading, and on JAX as much memory again.
+
+    Args:
+        all_of_them: whether numbers are put into all; else they start at random as ever.
     """
-    token = _zeros.set({})
+    token = _zeros.set({} if all_of_them else None)
     try:
         yield
     finally:

@@ -160,9 +160,8 @@ def _are_plain(*tensors) -> bool:
 
 
 def _can_use_onednn(x, weights) -> bool:
-    return (
-        _HAS_ONEDNN and x.device.type == "cpu" and x.dtype in _ONEDNN_TYPES and x.numel() > 0
-    ) and x.dtype == weights.dtype
+    is_known = x.dtype in _ONEDNN_TYPES and x.dtype == weights.dtype
+    return _HAS_ONEDNN and x.device.type == "cpu" and is_known and x.numel() > 0
 
 
 @contextlib.contextmanager

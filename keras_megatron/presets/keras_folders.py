@@ -81,7 +81,7 @@ class MegatronBertKerasLoader(KerasPresetLoader):
 
     def _load_serialized_object(self, config: dict, **kwargs):
         """Build an object; a model without random numbers, if its weights are all loaded next."""
-        with weights_follow() if self._all_follow else contextlib.nullcontext():
+        with weights_follow(self._all_follow):
             return super()._load_serialized_object(config, **kwargs)
 
     def _vocabulary(self, kwargs: dict) -> contextlib.AbstractContextManager:

@@ -69,8 +69,8 @@ def _frozen_if_it_pays(inputs: Mapping[str, np.ndarray]) -> contextlib.AbstractC
 
 
 def can_be_packed(inputs: Mapping[str, np.ndarray]) -> bool:
-    """Say whether all inputs have a place in packed rows, and no distribution places the rows."""
-    return not (set(inputs) - {*INPUTS, "mask_positions"} or keras.distribution.distribution())
+    """Say whether all inputs have a place in packed rows."""
+    return not set(inputs) - {*INPUTS, "mask_positions"}
 
 
 def _make_steps(task, inputs: dict[str, np.ndarray], batch_size: int) -> "_RowSteps":
@@ -81,7 +81,8 @@ def _make_steps(task, inputs: dict[str, np.ndarray], batch_size: int) -> "_RowSt
     """
     mask = inputs["padding_mask"].reshape(-1, inputs["padding_mask"].shape[-1]) != 0
     has_holes = (mask[:, 1:] & ~mask[:, :-1]).any()
-    if has_holes or not mask.any() or not can_be_packed(inputs):
+    is_placed = keras.distribution.distribution()
+    if has_holes or is_placed or not mask.any() or not can_be_packed(inputs):
         return _RowSteps(inputs, batch_size)
     lengths = mask.sum(axis=1)
     if "mask_positions" in inputs and (inputs["mask_positions"] >= lengths[:, None]).any():
