@@ -113,8 +113,8 @@ class PackedRows:
         """Split the rows into steps of so many, the last one of less.
 
         Returns:
-            For each step its plan, and which of the documents lie in it. The rows of a plan are
-            rounded up, as shapes are.
+            For each step its plan, and which of the documents lie in it. The last plan's rows are
+            as many as shapes have.
         """
         there = np.flatnonzero(self.lengths)
         for first in range(0, self.rows, rows):
@@ -125,7 +125,7 @@ class PackedRows:
                     self.lengths[of_step],
                     self.row[of_step] - first,
                     self.start[of_step],
-                    min(round_up(count), rows),
+                    min(rows_of_shape(count), rows),
                     self.row_length,
                 ),
                 of_step,
@@ -133,7 +133,7 @@ class PackedRows:
 
     def rounded(self) -> "PackedRows":
         """Return the plan with as many rows as shapes have, some of them empty."""
-        return dataclasses.replace(self, rows=round_up(self.rows))
+        return dataclasses.replace(self, rows=rows_of_shape(self.rows))
 
     def rows_a_step(self, documents: int) -> int:
         """Return how many rows have about so many documents, rounded as shapes are."""
@@ -187,6 +187,11 @@ def round_up_length(length: int) -> int:
     """Return a length of rows that is one of few."""
     fitting = [known for known in _LENGTHS if known >= length]
     return fitting[0] if fitting else -(-int(length) // _LENGTHS[-1]) * _LENGTHS[-1]
+
+
+def rows_of_shape(rows: int) -> int:
+    """Return how many rows hold so many: PyTorch compiles no shapes, and needs no more."""
+    return rows if keras.config.backend() == "torch" else round_up(rows)
 
 
 def round_up(number: float) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 from keras_megatron.layers.choices import ABSENT
 from keras_megatron.layers.kernels import frozen_weights
 from keras_megatron.layers.token_inputs import INPUTS
-from keras_megatron.packing import PackedRows, round_up
+from keras_megatron.packing import PackedRows, round_up, rows_of_shape
 
 WORTHWHILE = 0.9  # of the places of a batch may be in packed rows, or packing is left out
 _PLACES = 2**26  # that are held at once
@@ -107,7 +107,7 @@ class _RowSteps(keras.utils.PyDataset):
     def __getitem__(self, index: int) -> tuple:
         first = index * self._batch_size
         last = min(first + self._batch_size, self._count) - 1
-        padded = min(round_up(1 + last - first), self._batch_size)
+        padded = min(rows_of_shape(1 + last - first), self._batch_size)
         rows = np.minimum(first + np.arange(padded), last)
         return ({name: array[rows] for name, array in self._inputs.items()},)
 

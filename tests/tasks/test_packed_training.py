@@ -86,7 +86,8 @@ def test_a_text_classifier_of_real_length_is_packed():
     classifier = MegatronBertTextClassifier.from_preset("megatron_bert_tiny_uncased", num_classes=2)
     batches = classifier.preprocessor.dataset(TEXTS * 8, [0, 1] * 16, batch_size=32)
     x, y = packed_training.pack_batches(classifier, batches)[0]
-    assert x["token_ids"].shape == (6, 128)  # padded they would be 32 rows
+    rows = 5 if keras.config.backend() == "torch" else 6  # rounded up where shapes are compiled
+    assert x["token_ids"].shape == (rows, 128)  # padded they would be 32
     assert len(x["cls_positions"]) == len(y) == 32
     assert isinstance(keras.tree.flatten(x)[0], np.ndarray)
     assert len(keras.tree.flatten(x)[0]) == 32  # by which Keras weighs a batch's loss
