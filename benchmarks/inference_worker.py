@@ -141,7 +141,9 @@ def _product_on(backend: str):
         return tf.function(lambda a, b: a @ b), lambda results: [x.numpy().shape for x in results]
     import torch
 
-    return torch.inference_mode()(torch.matmul), lambda results: None
+    on_gpu = torch.cuda.is_available()
+    finished = (lambda results: torch.cuda.synchronize()) if on_gpu else lambda results: None
+    return torch.inference_mode()(torch.matmul), finished
 
 
 def main(form: str, precision: str, folder: pathlib.Path) -> None:

@@ -69,13 +69,21 @@ def make(layers: int, folder: pathlib.Path) -> None:
 
 
 def hugging_face(folder: pathlib.Path, precision: str):
-    """Load the weights into `transformers`."""
+    """Load the weights into `transformers`, on a GPU if there is one."""
     import torch
     import transformers
 
-    return transformers.AutoModelForSequenceClassification.from_pretrained(
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(
         folder / "transformers", dtype=getattr(torch, precision)
-    ).eval()
+    )
+    return model.to(device()).eval()
+
+
+def device() -> str:
+    """Return where PyTorch computes."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def write_transformers(model, folder: pathlib.Path) -> None:
@@ -84,6 +92,7 @@ def write_transformers(model, folder: pathlib.Path) -> None:
     import torch
 
     inputs = {THEIRS[n]: torch.from_numpy(a).long() for n, a in inputs_of(2, 16).items()}
+    model = model.cpu()
     axes = {name: {0: "batch", 1: "sequence"} for name in inputs}
     with torch.inference_mode():
         torch.onnx.export(
@@ -131,8 +140,11 @@ def transformers(folder, precision, compiled=False):
 
     def answer(inputs):
         with torch.inference_mode():
-            tensors = {THEIRS[name]: torch.from_numpy(array) for name, array in inputs.items()}
-            return model(**tensors).logits.float().numpy()
+            tensors = {
+                THEIRS[name]: torch.from_numpy(array).to(model.device)
+                for name, array in inputs.items()
+            }
+            return model(**tensors).logits.float().cpu().numpy()
 
     return answer
 

@@ -36,7 +36,7 @@ def main():
         make(WORKER, options.layers, folder)
         with started(WORKER, FORMS, folder, options.threads, options.only) as forms:
             panels = {}
-            for title, (name, tokens) in works.items():
+            for title, (name, tokens, _) in works.items():
                 if options.works and name not in options.works:
                     continue
                 able = [form for form in forms if name != "masked" or form.kind.form != "keras_hub"]
@@ -48,29 +48,35 @@ def main():
     write_and_plot(panels, options.output, name)
 
 
-def write_batches(data: pathlib.Path, folder: pathlib.Path) -> dict[str, tuple[str, int]]:
-    """Write a batch of each kind; return their names and how many tokens they have, by titles."""
+def write_batches(
+    data: pathlib.Path,
+    folder: pathlib.Path,
+    batch: int = BATCH,
+    length: int = LENGTH,
+    sentences: int = SENTENCES,
+) -> dict[str, tuple[str, int, int]]:
+    """Write a batch of each kind; return by titles their names, and their tokens and masks."""
     from keras_megatron import MegatronBertMaskedLMPreprocessor, MegatronBertTokenizer
 
     tokenizer = MegatronBertTokenizer.from_preset("megatron_bert_tiny_uncased")
     texts = read_texts(data)
     rng = np.random.default_rng(0)
-    documents = [text for text in texts["documents"] if len(text.split()) > LENGTH]
-    documents = [documents[i] for i in rng.choice(len(documents), BATCH, replace=False)]
-    fixed = tokenizer.encode(documents, sequence_length=LENGTH)
-    chosen = rng.choice(len(texts["sentences"]), SENTENCES, replace=False)
-    sentences = tokenizer.encode([texts["sentences"][i] for i in chosen])
-    for name, inputs in (("fixed", fixed), ("sentences", sentences)):
+    documents = [text for text in texts["documents"] if len(text.split()) > length]
+    documents = [documents[i] for i in rng.choice(len(documents), batch, replace=False)]
+    fixed = tokenizer.encode(documents, sequence_length=length)
+    chosen = rng.choice(len(texts["sentences"]), sentences, replace=False)
+    short = tokenizer.encode([texts["sentences"][i] for i in chosen])
+    for name, inputs in (("fixed", fixed), ("sentences", short)):
         labels = rng.integers(0, 3, len(inputs["token_ids"]))
         np.savez(folder / f"{name}.npz", **inputs, labels=labels)
-    preprocessor = MegatronBertMaskedLMPreprocessor(tokenizer, sequence_length=LENGTH)
+    preprocessor = MegatronBertMaskedLMPreprocessor(tokenizer, sequence_length=length)
     inputs, labels, weights = preprocessor(documents)
     np.savez(folder / "masked.npz", **inputs, labels=labels, weights=weights)
-    tokens = int(sentences["padding_mask"].sum())
+    tokens, masks = int(short["padding_mask"].sum()), int(weights.sum())
     return {
-        f"classify {BATCH} x {LENGTH} tokens": ("fixed", BATCH * LENGTH),
-        f"classify {SENTENCES} sentences": ("sentences", tokens),
-        f"masked words of {BATCH} x {LENGTH} tokens": ("masked", BATCH * LENGTH),
+        f"classify {batch} x {length} tokens": ("fixed", batch * length, 0),
+        f"classify {sentences} sentences": ("sentences", tokens, 0),
+        f"masked words of {batch} x {length} tokens": ("masked", batch * length, masks),
     }
 
 

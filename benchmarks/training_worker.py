@@ -5,6 +5,7 @@ python training_worker.py FORM PRECISION FOLDER
 python training_worker.py memory FORM kept|recomputed FOLDER
 """
 
+import functools
 import gc
 import json
 import pathlib
@@ -16,6 +17,7 @@ import serving_worker
 from serving_worker import OURS, THEIRS
 
 RATE, DECAY, CLIP = 1e-5, 0.01, 1.0
+POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
 
 
 def make(layers: int, folder: pathlib.Path) -> None:
@@ -42,13 +44,14 @@ def batch_of(folder: pathlib.Path, name: str) -> tuple[dict, np.ndarray, np.ndar
 # === The forms: each makes, of the name of a batch, two functions that return a loss ===
 
 
-def transformers(folder, name, checkpointing=False):
+def transformers(folder, name, precision="float32", checkpointing=False, compiled=False):
     import torch
     import transformers
 
+    device = serving_worker.device()
     kind = "MaskedLM" if name == "masked" else "SequenceClassification"
     path = folder / f"transformers_{'masked' if name == 'masked' else 'classifier'}"
-    model = getattr(transformers, f"AutoModelFor{kind}").from_pretrained(path)
+    model = getattr(transformers, f"AutoModelFor{kind}").from_pretrained(path).to(device)
     if checkpointing:
         model.gradient_checkpointing_enable()
     is_plain = {
@@ -58,7 +61,8 @@ def transformers(folder, name, checkpointing=False):
         {"params": [p for p in model.parameters() if id(p) not in is_plain]},
         {"params": [p for p in model.parameters() if id(p) in is_plain], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(groups, RATE, weight_decay=DECAY)
+    optimizer = torch.optim.AdamW(groups, RATE, weight_decay=DECAY, fused=True)
+    run = torch.compile(model) if compiled else model
     inputs, labels, weights = batch_of(folder, name)
     tensors = {THEIRS[key]: torch.from_numpy(inputs[key]).long() for key in OURS}
     if name == "masked":
@@ -67,15 +71,20 @@ def transformers(folder, name, checkpointing=False):
         there[rows, inputs["mask_positions"][rows, places]] = labels[rows, places]
         labels = there
     tensors["labels"] = torch.from_numpy(labels).long()
+    tensors = {key: tensor.to(device) for key, tensor in tensors.items()}
+    mixed = functools.partial(
+        torch.autocast, device, torch.bfloat16, enabled=precision == "bfloat16"
+    )
 
     def loss():
         model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), mixed():
             return float(model(**tensors).loss)
 
     def step():
         model.train()
-        result = model(**tensors).loss
+        with mixed():
+            result = run(**tensors).loss
         result.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         optimizer.step()
@@ -85,16 +94,20 @@ def transformers(folder, name, checkpointing=False):
     return {"loss": loss, "step": step}
 
 
-def keras_hub(folder, name):
+def transformers_compiled(folder, name, precision="float32"):
+    return transformers(folder, name, precision, compiled=True)
+
+
+def keras_hub(folder, name, precision="float32"):
     import keras
 
-    model = serving_worker.keras_hub_classifier(folder / "classifier", "float32")
+    model = serving_worker.keras_hub_classifier(folder / "classifier", POLICIES[precision])
     optimizer = keras.optimizers.AdamW(RATE, weight_decay=DECAY, global_clipnorm=CLIP)
     model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     return _functions(model, batch_of(folder, name)[:2])
 
 
-def keras_megatron(folder, name, checkpointing=False):
+def keras_megatron(folder, name, precision="float32", checkpointing=False):
     import grain
 
     from keras_megatron import MegatronBertMaskedLM, MegatronBertTextClassifier
@@ -104,7 +117,7 @@ def keras_megatron(folder, name, checkpointing=False):
     task, path = MegatronBertTextClassifier, "classifier"
     if name == "masked":
         task, path = MegatronBertMaskedLM, "masked"
-    model = task.from_preset(str(folder / path), preprocessor=None)
+    model = task.from_preset(str(folder / path), preprocessor=None, dtype=POLICIES[precision])
     model.backbone.gradient_checkpointing = checkpointing
     model.compile(optimizer=adamw(RATE, 1000, weight_decay=DECAY, clip=CLIP))
     batch = tuple(part for part in batch_of(folder, name) if part is not None)
@@ -118,7 +131,7 @@ def _functions(model, batch):
     }
 
 
-def main(form: str, folder: pathlib.Path) -> None:
+def main(form: str, precision: str, folder: pathlib.Path) -> None:
     held = {}  # functions for one batch: two models would take twice the memory
 
     def answer(asked):
@@ -129,7 +142,7 @@ def main(form: str, folder: pathlib.Path) -> None:
         if name not in held:
             held.clear()
             gc.collect()
-            held[name] = globals()[form](folder, name)
+            held[name] = globals()[form](folder, name, precision)
         return name, action
 
     serving_worker.serve(answer, prepare)
@@ -173,4 +186,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "make":
         make(int(sys.argv[2]), pathlib.Path(sys.argv[3]))
     else:
-        main(sys.argv[1], pathlib.Path(sys.argv[3]))
+        main(*sys.argv[1:3], pathlib.Path(sys.argv[3]))

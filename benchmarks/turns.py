@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -59,8 +60,10 @@ class Form:
 
     def ask(self, question) -> dict:
         """Have it answer a question: its `seconds` and its `logits`."""
-        print(json.dumps(question), file=self.process.stdin, flush=True)
-        line = self.process.stdout.readline()
+        line = ""
+        with contextlib.suppress(BrokenPipeError):
+            print(json.dumps(question), file=self.process.stdin, flush=True)
+            line = self.process.stdout.readline()
         if not line:
             raise RuntimeError(f"{self.name} has ended: see its log")
         return json.loads(line)
@@ -121,7 +124,8 @@ def started(
         yield forms
     finally:
         for form in forms:
-            form.process.stdin.close()
+            with contextlib.suppress(BrokenPipeError):
+                form.process.stdin.close()
 
 
 def compare(
@@ -169,9 +173,8 @@ def show(title: str, rows: list[dict]) -> None:
 def write(rows: list[dict], folder: pathlib.Path, name: str) -> None:
     """Write a CSV with the date, the processor and the versions in its first line."""
     folder.mkdir(parents=True, exist_ok=True)
-    versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in PACKAGES)
     with (folder / f"{name}.csv").open("w", newline="") as file:
-        file.write(f"# {datetime.date.today()}, {processor()}, {versions}\n")
+        file.write(f"# {datetime.date.today()}, {processor()}, {', '.join(versions())}\n")
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
@@ -186,8 +189,27 @@ def write_and_plot(
     plot(panels, folder / f"{name}.png", note)
 
 
+def versions() -> list[str]:
+    """Return the packages that are installed, with their versions."""
+    found = []
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found.append(f"{package} {importlib.metadata.version(package)}")
+    return found
+
+
+def gpu() -> str:
+    """Return the name of the first GPU; "" if there is none."""
+    if not shutil.which("nvidia-smi"):
+        return ""
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    return subprocess.run(command, capture_output=True, text=True).stdout.partition("\n")[0]
+
+
 def processor() -> str:
-    """Return what the operating system calls the processor."""
+    """Return the name of the GPU, or what the operating system calls the processor."""
+    if gpu():
+        return gpu()
     for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
             return line.partition(": ")[2]

@@ -1,0 +1,118 @@
+"""Speed on a GPU in bfloat16: inference, training steps and what they use of the device.
+
+    python benchmarks/gpu.py DATA_FOLDER benchmarks/results [--layers 24]
+
+DATA_FOLDER is as for inference.py. Each form has a process of its own, with the same weights, and
+they take turns on the one GPU; the backends that are installed take part. Results have to be equal
+before anything is timed. A training step is one of mixed precision: bfloat16 products, float32
+weights, dropout, clipping, AdamW. The utilisation is that of `pretraining.throughput`, of the dense
+bfloat16 products in the device's data sheet. Writes two CSVs with the device in their names, and
+plots.
+"""
+
+import argparse
+import importlib.util
+import os
+import pathlib
+import tempfile
+import types
+
+import inference
+import training
+from turns import Kind, compare, gpu, make, show, started, write_and_plot
+
+FOLDER = pathlib.Path(__file__).parent
+BACKENDS = {key: name for key, name in inference.BACKENDS.items() if importlib.util.find_spec(key)}
+FORMS = {
+    "transformers": Kind("transformers", "bfloat16", "torch"),
+    "transformers, compiled": Kind("transformers_compiled", "bfloat16", "torch"),
+    **{name: Kind("keras_megatron", "bfloat16", key) for key, name in BACKENDS.items()},
+}
+BATCH, LENGTH = 16, 512
+SENTENCES, DOCUMENTS = 128, 32  # texts a batch
+WORKS = ("inference", "training")
+
+
+def main():
+    options = parse_options()
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # others are on the GPU too
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        counts = inference.write_texts(options, folder)
+        batches = training.write_batches(options.data, folder, BATCH, LENGTH, 2 * SENTENCES)
+        make(training.WORKER, options.layers, folder)
+        (folder / "preset").symlink_to("classifier")
+        (folder / "transformers").symlink_to("transformers_classifier")
+        machine = gpu().replace(" ", "_") or "no_gpu"
+        for name, measure, works in (
+            ("training", measure_training, batches),
+            ("inference", measure_inference, counts),
+        ):
+            if name not in options.works:
+                continue
+            worker = FOLDER / f"{name}_worker.py"
+            with started(worker, FORMS, folder, os.cpu_count(), options.only) as forms:
+                panels = measure(forms, options, works)
+            write_and_plot(
+                panels,
+                options.output,
+                f"{name}_bfloat16_{options.layers}_layers_{machine}",
+                ", all in bfloat16",
+            )
+
+
+def measure_inference(forms: list, options, counts: dict[str, int]) -> dict[str, list[dict]]:
+    """Time two fixed shapes, and real texts; what is compiled anew for each shape is left out."""
+    works = {
+        "32 x 128, no padding": (["ids", 32, 128], 32 * 128, forms),
+        f"{BATCH} x {LENGTH}, no padding": (["ids", BATCH, LENGTH], BATCH * LENGTH, forms),
+    }
+    for name, batch in (("sentences", SENTENCES), ("documents", DOCUMENTS)):
+        texts = getattr(options, name)
+        title = f"{texts} {name}, {counts[name] / texts:.0f} tokens each"
+        works[title] = (["texts", name, batch], counts[name], _eager(forms))
+    panels = {}
+    for title, (question, tokens, able) in works.items():
+        panels[title] = compare(able, question, options.rounds, tokens)
+        show(title, panels[title])
+    return panels
+
+
+def measure_training(forms: list, options, batches: dict) -> dict[str, list[dict]]:
+    """Time steps, with the part of the device's peak that they use; sentences are not compiled."""
+    from keras_megatron.pretraining.throughput import peak_flops, training_flops
+
+    shape = {"num_layers": options.layers, "num_heads": 16, "head_dim": 64}
+    shape |= {"vocabulary_size": 30_592, "hidden_dim": 1024, "intermediate_dim": 4096}
+    peak, panels = peak_flops(gpu()), {}
+    for title, (name, tokens, masks) in batches.items():
+        able = _eager(forms) if name == "sentences" else forms
+        panels[title] = compare(able, [name, "step"], options.rounds, tokens, warm=[name, "loss"])
+        for row in panels[title]:
+            flops = training_flops(types.SimpleNamespace(**shape), tokens, LENGTH, masks)
+            is_known = peak and name != "sentences"
+            used = round(flops / row["seconds"] / peak, 3) if is_known else ""
+            row["model_flop_utilisation"] = used
+        show(title, panels[title])
+    return panels
+
+
+def _eager(forms: list) -> list:
+    return [form for form in forms if form.kind.form != "transformers_compiled"]
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=pathlib.Path, metavar="DATA_FOLDER")
+    parser.add_argument("output", type=pathlib.Path, help="folder")
+    parser.add_argument("--layers", type=int, default=24, help="of the 345M shape")
+    parser.add_argument("--sentences", type=int, default=1024)
+    parser.add_argument("--documents", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--only", nargs="+", choices=FORMS)
+    parser.add_argument("--works", nargs="+", default=WORKS, choices=WORKS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
