@@ -35,6 +35,7 @@ WORKS = ("inference", "training")
 
 def main():
     options = parse_options()
+    os.environ.setdefault("KERAS_BACKEND", next(iter(BACKENDS)))  # of this process
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # others are on the GPU too
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)

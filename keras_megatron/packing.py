@@ -136,9 +136,16 @@ class PackedRows:
         return dataclasses.replace(self, rows=rows_of_shape(self.rows))
 
     def rows_a_step(self, documents: int) -> int:
-        """Return how many rows have about so many documents, rounded as shapes are."""
-        tokens = documents * self.lengths.mean()
-        return min(round_up(tokens / self.row_length), round_up(self.rows))
+        """Return how many rows a step may have, so as to need no more room than padding does.
+
+        Args:
+            documents: that a step would have, each padded to the longest.
+
+        Returns:
+            A number that is one of few, by which the steps have about the same size.
+        """
+        most = round_up(documents * self.lengths.max() / self.row_length)
+        return round_up(self.rows / -(-self.rows // most))
 
     @property
     def _first(self) -> np.ndarray:

@@ -1,8 +1,30 @@
-"""What keeps XLA on a CPU from computing the same thing many times."""
+"""JAX's fused attention, and what keeps XLA on a CPU from computing the same thing many times."""
 
 import jax
 import jax.numpy as jnp
 import keras
+from keras import ops
+
+
+def attend(query_BQNH, key_BKNH, value_BKNH, mask, dropout: float):
+    """Attend as `torch_kernels.attend` does, by cuDNN's fused attention on GPUs.
+
+    Returns:
+        None with dropout: cuDNN's seed is part of the compiled program, each step would drop the
+        same probabilities.
+    """
+    if dropout:
+        return None
+    queries, keys = query_BQNH.shape[1], key_BKNH.shape[1]
+    fused = None  # where it can be
+    if jax.default_backend() == "gpu":
+        if mask is not None:
+            mask = jnp.broadcast_to(mask, (*mask.shape[:2], queries, keys))
+        if queries % 2 or keys % 2:  # it has no gradient of odd lengths
+            fused = False
+    return ops.dot_product_attention(
+        query_BQNH, key_BKNH, value_BKNH, mask=mask, flash_attention=fused
+    )
 
 
 def apart(x):

@@ -3,7 +3,6 @@
 import contextlib
 
 import keras
-from keras import ops
 
 if keras.config.backend() == "torch":
     from keras_megatron.layers.torch_kernels import (
@@ -17,12 +16,6 @@ if keras.config.backend() == "torch":
 else:
     Dense, EinsumDense = keras.layers.Dense, keras.layers.EinsumDense
     LayerNormalization = keras.layers.LayerNormalization
-
-    def attend(query_BQNH, key_BKNH, value_BKNH, mask, dropout: float):
-        """Attend as `torch_kernels.attend` does; JAX has a kernel on GPUs, TensorFlow none."""
-        if dropout or keras.config.backend() == "tensorflow":
-            return None
-        return ops.dot_product_attention(query_BQNH, key_BKNH, value_BKNH, mask=mask)
 
     def frozen_weights() -> contextlib.AbstractContextManager:
         """Say that weights stay as they are; nothing to gain by it here."""
@@ -39,12 +32,18 @@ def layer_norm(epsilon: float, dtype, name: str) -> keras.layers.LayerNormalizat
 
 
 if keras.config.backend() == "jax":
-    from keras_megatron.layers.jax_kernels import apart
+    from keras_megatron.layers.jax_kernels import apart, attend
 else:
 
     def apart(x):
         """Return `x`; see `jax_kernels.apart`."""
         return x
+
+
+if keras.config.backend() == "tensorflow":
+
+    def attend(query_BQNH, key_BKNH, value_BKNH, mask, dropout: float):
+        """Leave it to the layer: TensorFlow has no fused attention."""
 
 
 __all__ = ["Dense", "EinsumDense", "apart", "attend", "frozen_weights", "layer_norm", "run"]

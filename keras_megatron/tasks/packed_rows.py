@@ -123,7 +123,7 @@ class _RowSteps(keras.utils.PyDataset):
 
 
 class _PackedSteps(keras.utils.PyDataset):
-    """Batches of packed rows, each as many as `batch_size` samples fill."""
+    """Batches of packed rows, each of no more places than `batch_size` padded samples."""
 
     def __init__(self, task, inputs: dict[str, np.ndarray], plan: PackedRows, batch_size: int):
         super().__init__()
