@@ -21,14 +21,14 @@ import inference
 import training
 from turns import Kind, compare, gpu, make, show, started, write_and_plot
 
-FOLDER = pathlib.Path(__file__).parent
 BACKENDS = {key: name for key, name in inference.BACKENDS.items() if importlib.util.find_spec(key)}
 FORMS = {
     "transformers": Kind("transformers", "bfloat16", "torch"),
     "transformers, compiled": Kind("transformers_compiled", "bfloat16", "torch"),
     **{name: Kind("keras_megatron", "bfloat16", key) for key, name in BACKENDS.items()},
 }
-BATCH, LENGTH = 16, 512
+COMPILED = [name for name in FORMS if name in ("transformers, compiled", "JAX", "TensorFlow")]
+BATCH, LENGTH = 32, 512
 SENTENCES, DOCUMENTS = 128, 32  # texts a batch
 WORKS = ("inference", "training")
 
@@ -44,22 +44,18 @@ def main():
         make(training.WORKER, options.layers, folder)
         (folder / "preset").symlink_to("classifier")
         (folder / "transformers").symlink_to("transformers_classifier")
-        machine = gpu().replace(" ", "_") or "no_gpu"
-        for name, measure, works in (
-            ("training", measure_training, batches),
-            ("inference", measure_inference, counts),
-        ):
-            if name not in options.works:
-                continue
-            worker = FOLDER / f"{name}_worker.py"
-            with started(worker, FORMS, folder, os.cpu_count(), options.only) as forms:
-                panels = measure(forms, options, works)
-            write_and_plot(
-                panels,
-                options.output,
-                f"{name}_bfloat16_{options.layers}_layers_{machine}",
-                ", all in bfloat16",
-            )
+        if "training" in options.works:
+            save("training", measure_training(options, folder, batches), options)
+        if "inference" in options.works:
+            with started(inference.WORKER, FORMS, folder, os.cpu_count()) as forms:
+                save("inference", measure_inference(forms, options, counts), options)
+
+
+def save(name: str, panels: dict[str, list[dict]], options) -> None:
+    """Write a table and its plot, with the device in their names."""
+    machine = gpu().replace(" ", "_") or "no_gpu"
+    name = f"{name}_bfloat16_{options.layers}_layers_{machine}"
+    write_and_plot(panels, options.output, name, ", all in bfloat16")
 
 
 def measure_inference(forms: list, options, counts: dict[str, int]) -> dict[str, list[dict]]:
@@ -68,38 +64,46 @@ def measure_inference(forms: list, options, counts: dict[str, int]) -> dict[str,
         "32 x 128, no padding": (["ids", 32, 128], 32 * 128, forms),
         f"{BATCH} x {LENGTH}, no padding": (["ids", BATCH, LENGTH], BATCH * LENGTH, forms),
     }
+    eager = [form for form in forms if form.kind.form != "transformers_compiled"]
     for name, batch in (("sentences", SENTENCES), ("documents", DOCUMENTS)):
         texts = getattr(options, name)
         title = f"{texts} {name}, {counts[name] / texts:.0f} tokens each"
-        works[title] = (["texts", name, batch], counts[name], _eager(forms))
+        works[title] = (["texts", name, batch], counts[name], eager)
     panels = {}
     for title, (question, tokens, able) in works.items():
-        panels[title] = compare(able, question, options.rounds, tokens)
+        panels[title] = compare(able, question, options.rounds, tokens, at_once=True)
         show(title, panels[title])
     return panels
 
 
-def measure_training(forms: list, options, batches: dict) -> dict[str, list[dict]]:
-    """Time steps, with the part of the device's peak that they use; sentences are not compiled."""
+def measure_training(options, folder: pathlib.Path, batches: dict) -> dict[str, list[dict]]:
+    """Time steps, with the part of the device's peak that they use.
+
+    Two forms at a time fit into the memory; the compiled ones first, which compile at once.
+    """
     from keras_megatron.pretraining.throughput import peak_flops, training_flops
 
     shape = {"num_layers": options.layers, "num_heads": 16, "head_dim": 64}
     shape |= {"vocabulary_size": 30_592, "hidden_dim": 1024, "intermediate_dim": 4096}
-    peak, panels = peak_flops(gpu()), {}
-    for title, (name, tokens, masks) in batches.items():
-        able = _eager(forms) if name == "sentences" else forms
-        panels[title] = compare(able, [name, "step"], options.rounds, tokens, warm=[name, "loss"])
-        for row in panels[title]:
-            flops = training_flops(types.SimpleNamespace(**shape), tokens, LENGTH, masks)
-            is_known = peak and name != "sentences"
-            used = round(flops / row["seconds"] / peak, 3) if is_known else ""
-            row["model_flop_utilisation"] = used
-        show(title, panels[title])
+    works = {title: work for title, work in batches.items() if work[0] in options.batches}
+    panels = {title: [] for title in works}
+    for names in (COMPILED, [name for name in FORMS if name not in COMPILED]):
+        with started(training.WORKER, FORMS, folder, os.cpu_count(), names) as forms:
+            for title, (name, tokens, masks) in works.items():
+                question, warm = [name, "step"], [name, "loss"]
+                rows = compare(forms, question, options.rounds, tokens, warm, at_once=True)
+                flops = training_flops(types.SimpleNamespace(**shape), tokens, LENGTH, masks)
+                is_known = peak_flops(gpu()) and name != "sentences"
+                for row in rows:
+                    used = flops / row["seconds"] / peak_flops(gpu()) if is_known else 0
+                    row["model_flop_utilisation"] = round(used, 3) if is_known else ""
+                panels[title] += rows
+    for title, rows in panels.items():
+        rows.sort(key=lambda row: list(FORMS).index(row["form"]))
+        for row in rows:
+            row["times_reference"] = round(rows[0]["seconds"] / row["seconds"], 3)
+        show(title, rows)
     return panels
-
-
-def _eager(forms: list) -> list:
-    return [form for form in forms if form.kind.form != "transformers_compiled"]
 
 
 def parse_options() -> argparse.Namespace:
@@ -110,7 +114,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--sentences", type=int, default=1024)
     parser.add_argument("--documents", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--only", nargs="+", choices=FORMS)
+    parser.add_argument("--batches", nargs="+", default=["fixed", "sentences", "masked"])
     parser.add_argument("--works", nargs="+", default=WORKS, choices=WORKS)
     return parser.parse_args()
 

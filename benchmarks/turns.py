@@ -1,5 +1,6 @@
 """Processes that take turns in being timed, so that a busy machine is busy for all of them."""
 
+import concurrent.futures
 import contextlib
 import csv
 import dataclasses
@@ -69,8 +70,22 @@ class Form:
         return json.loads(line)
 
 
-def make_equal(forms: list[Form], question) -> tuple[dict[str, float], dict[str, float]]:
+def ask_all(forms: list[Form], question, at_once: bool) -> dict[str, float]:
+    """Ask all forms, one after the other or at once, and return the seconds of each."""
+    with concurrent.futures.ThreadPoolExecutor(len(forms) if at_once else 1) as pool:
+        answers = list(pool.map(lambda form: form.ask(question), forms))
+    return {form.name: answer["seconds"] for form, answer in zip(forms, answers, strict=True)}
+
+
+def make_equal(
+    forms: list[Form], question, at_once: bool = False
+) -> tuple[dict[str, float], dict[str, float]]:
     """Warm all forms up.
+
+    Args:
+        forms: the first one is what others are compared with.
+        question: what is asked.
+        at_once: whether forms may compile while others do.
 
     Returns:
         By how much their logits differ from the first one's, and the seconds of each one's first
@@ -79,9 +94,9 @@ def make_equal(forms: list[Form], question) -> tuple[dict[str, float], dict[str,
     Raises:
         ValueError: logits differ by more than their precision explains.
     """
-    expected, errors, first = None, {}, {}
+    expected, errors = None, {}
+    first = ask_all(forms, question, at_once)
     for form in forms:
-        first[form.name] = form.ask(question)["seconds"]
         found = np.array(form.ask(question)["logits"])
         expected = found if expected is None else expected
         errors[form.name] = float(np.abs(found - expected).max()) if form.kind.same_model else 0
@@ -129,7 +144,12 @@ def started(
 
 
 def compare(
-    forms: list[Form], question, rounds: int, tokens: int, warm: object = None
+    forms: list[Form],
+    question,
+    rounds: int,
+    tokens: int,
+    warm: object = None,
+    at_once: bool = False,
 ) -> list[dict]:
     """Let forms take turns, and return a row for each of how fast it is.
 
@@ -139,10 +159,11 @@ def compare(
         rounds: turns of each.
         tokens: that a turn has.
         warm: the question by which results are compared, if not by `question` itself.
+        at_once: whether forms may compile while others do.
     """
-    errors, first = make_equal(forms, question if warm is None else warm)
+    errors, first = make_equal(forms, question if warm is None else warm, at_once)
     if warm is not None:
-        first = {form.name: form.ask(question)["seconds"] for form in forms}
+        first = ask_all(forms, question, at_once)
     times = take_turns(forms, question, rounds)
     reference = np.median(times[forms[0].name])
     return [

@@ -9,7 +9,7 @@ import rich.table
 import rich.text
 import typer
 
-from keras_megatron import cli_finetuning, cli_planning, cli_serving
+from keras_megatron import cli_finetuning, cli_planning, cli_pretraining, cli_serving
 from keras_megatron.cli_presets import DEFAULT_PRESET, check_preset
 
 # Each with the work it is from; all are in the public domain.
@@ -157,6 +157,8 @@ def presets() -> None:
 app.command()(cli_finetuning.finetune)
 app.command()(cli_finetuning.predict)
 app.command()(cli_planning.plan)
+app.command()(cli_pretraining.preprocess)
+app.command()(cli_pretraining.pretrain)
 app.command()(cli_serving.export)
 
 

@@ -80,6 +80,7 @@ def adamw(
     weight_decay: float = 0.01,
     floor: float = 0.0,
     clip: float | None = 1.0,
+    gradient_accumulation_steps: int | None = None,
 ) -> keras.optimizers.AdamW:
     """Make the optimizer of BERT's fine-tuning.
 
@@ -93,6 +94,7 @@ def adamw(
         weight_decay: rate of the decay, decoupled from the gradient, times the learning rate.
         floor: the rate at the end.
         clip: largest global norm of the gradients; None clips nothing.
+        gradient_accumulation_steps: parts of a batch whose gradients make one step.
 
     Returns:
         An optimizer for `compile`. What it leaves out of the decay is not in its `get_config`: make
@@ -103,7 +105,13 @@ def adamw(
     """
     _check_weight_decay(weight_decay)
     schedule = linear_schedule(learning_rate, total_steps, warmup, floor)
-    optimizer = DenseAdamW(schedule, weight_decay=weight_decay, epsilon=1e-8, global_clipnorm=clip)
+    optimizer = DenseAdamW(
+        schedule,
+        weight_decay=weight_decay,
+        epsilon=1e-8,
+        global_clipnorm=clip,
+        gradient_accumulation_steps=gradient_accumulation_steps,
+    )
     # Keras searches for this in the names of variables; on TensorFlow they may end in ":0".
     optimizer.exclude_from_weight_decay(var_names=[r"(^|/)(bias|gamma|beta)(:\d+)?$"])
     return optimizer

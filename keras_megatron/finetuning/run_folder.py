@@ -1,4 +1,4 @@
-"""The folder of a fine-tuning run: what it holds, and whether it may be gone on with."""
+"""The folder of a run: what it holds, and whether it may be gone on with."""
 
 import hashlib
 import json
@@ -18,11 +18,11 @@ RUN, METRICS, PLOT, PRESET = "run.json", "metrics.json", "training.png", "preset
 
 
 class RunFolder:
-    """A folder that one fine-tuning run writes.
+    """A folder that one run writes.
 
-    While the run goes on it has `run.json` (the settings), `log.jsonl`, `state.safetensors` and
-    `preset`, the best one so far. A finished run has `metrics.json` and `training.png` too, and no
-    state.
+    While a fine-tuning goes on it has `run.json` (the settings), `log.jsonl`, `state.safetensors`
+    and `preset`, the best one so far. A finished run has `metrics.json` and `training.png` too, and
+    no state.
 
     Args:
         path: the folder; it is made by `begin`.
@@ -39,7 +39,7 @@ class RunFolder:
             return
         run = self.path / RUN
         if not self.path.is_dir() or (not run.is_file() and _has_files(self.path)):
-            raise ValueError(f"{path} exists and is not of a fine-tuning run: choose another place")
+            raise ValueError(f"{path} exists and is not of a run: choose another place")
         if run.is_file():
             self._compare(json.loads(run.read_text("utf-8")))
 
@@ -66,11 +66,11 @@ class RunFolder:
         """Where the best model so far is."""
         return self.path / PRESET
 
-    def begin(self) -> Progress:
-        """Make the folder if need be, and say how far the run is.
+    def make(self) -> None:
+        """Make the folder if need be, and remove what a killed process was writing there.
 
         Raises:
-            ValueError: the folder cannot be made, or its state is damaged.
+            ValueError: the folder cannot be made.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -83,6 +83,14 @@ class RunFolder:
                 partial.unlink()
         if not (self.path / RUN).exists():
             replace_json(self.path / RUN, self.settings)
+
+    def begin(self) -> Progress:
+        """Make the folder if need be, and say how far the fine-tuning is.
+
+        Raises:
+            ValueError: the folder cannot be made, or its state is damaged.
+        """
+        self.make()
         state = self.path / TrainingLog.STATE
         return load_progress(state) if state.exists() else Progress()
 

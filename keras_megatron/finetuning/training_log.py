@@ -130,4 +130,4 @@ class TrainingLog(keras.callbacks.Callback):
 
     def _save(self) -> None:
         self.progress.seconds = time.monotonic() - self._started
-        save_state(self._folder / self.STATE, self.model, self.progress)
+        save_state(self.model, self._folder / self.STATE, self.progress)

@@ -7,6 +7,7 @@ it begins that epoch again, with weights that have seen half of it; and it forge
 
 import dataclasses
 import json
+import os
 import pathlib
 
 import keras
@@ -34,12 +35,12 @@ class Progress:
     seconds: float = 0.0
 
 
-def save_state(path: pathlib.Path, model: keras.Model, progress: Progress) -> None:
+def save_state(model: keras.Model, path: str | os.PathLike, progress: Progress) -> None:
     """Write a compiled model's state: weights, seeds, the optimizer's and the metrics' variables.
 
     Args:
-        path: a safetensors file. It is replaced at once: there is the old state or the new one.
         model: in the middle of `fit`, or after it.
+        path: a safetensors file. It is replaced at once: there is the old state or the new one.
         progress: goes into the file's header.
     """
     from safetensors.numpy import save_file
@@ -49,7 +50,7 @@ def save_state(path: pathlib.Path, model: keras.Model, progress: Progress) -> No
     arrays = {name: _as_array(variable) for name, variable in _variables(model).items()}
     arrays |= _generators()
     header = {"progress": json.dumps(dataclasses.asdict(progress))}
-    replace_file(path, lambda partial: save_file(arrays, partial, metadata=header))
+    replace_file(pathlib.Path(path), lambda partial: save_file(arrays, partial, metadata=header))
 
 
 def load_progress(path: pathlib.Path) -> Progress:

@@ -16,6 +16,7 @@ from keras.src.saving import saving_lib
 from keras.src.utils import file_utils
 
 from keras_megatron.backbone import MegatronBertBackbone
+from keras_megatron.finetuning import training_state
 from keras_megatron.patching import patched
 from keras_megatron.tasks.task import MegatronBertTask
 
@@ -46,6 +47,7 @@ def is_discarding() -> bool:
 _WRITERS = (
     (saving_lib, "save_model", discarded_arrays),
     (saving_lib, "save_weights_only", discarded_arrays),
+    (training_state, "save_state", discarded_arrays),
     (keras_hub.models.Task, "save_to_preset", discarded_arrays),
     (keras_hub.models.Backbone, "save_to_preset", discarded_arrays),
     (MegatronBertTask, "export_to_transformers", contextlib.nullcontext),

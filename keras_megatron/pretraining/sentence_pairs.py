@@ -92,17 +92,29 @@ class MaskPairs(grain.transforms.RandomMap):
         tokenizer: `MegatronBertTokenizer` that the token files were made with.
         sequence_length: tokens a sample.
         scheme: how words are hidden.
+        pair_rate: share of the samples in two parts; the others are one, and have no order.
     """
 
-    def __init__(self, tokenizer, sequence_length: int, scheme: MaskingScheme = MEGATRON_MASKING):
+    def __init__(
+        self,
+        tokenizer,
+        sequence_length: int,
+        scheme: MaskingScheme = MEGATRON_MASKING,
+        pair_rate: float = 1.0,
+    ):
         self._tokenizer, self._length, self._scheme = tokenizer, sequence_length, scheme
+        self._pair_rate = pair_rate
 
     def random_map(self, element: tuple[list[np.ndarray], int], rng: np.random.Generator):
         """Return `(x, y, sample_weight)` of one sample, dicts without a batch axis."""
         sentences, room = element
         first, second, swapped = _two_parts(sentences, room, rng)
         start, end = self._tokenizer.cls_token_id, self._tokenizer.sep_token_id
-        ids = np.concatenate([[start], first, [end], second, [end]])
+        is_pair = self._pair_rate == 1 or rng.random() < self._pair_rate
+        if not is_pair:
+            parts = (second, first) if swapped else (first, second)  # in their order
+            first, second, swapped = np.concatenate(parts), first[:0], False
+        ids = np.concatenate([[start], first, [end], second, [end][: int(is_pair)]])
         token_ids = np.full((1, self._length), self._tokenizer.pad_token_id, "int32")
         token_ids[0, : len(ids)] = ids
         places = np.arange(self._length)
@@ -114,7 +126,7 @@ class MaskPairs(grain.transforms.RandomMap):
             "mask_positions": masked.mask_positions[0],
         }
         y = {"mlm": masked.mask_ids[0], "nsp": np.int32(swapped)}
-        return x, y, {"mlm": masked.mask_weights[0], "nsp": np.float32(1)}
+        return x, y, {"mlm": masked.mask_weights[0], "nsp": np.float32(is_pair)}
 
 
 def _two_parts(sentences: list, room: int, rng) -> tuple[np.ndarray, np.ndarray, bool]:
@@ -158,6 +170,7 @@ def pretraining_batches(
     scheme: MaskingScheme = MEGATRON_MASKING,
     short_sample_rate: float = 0.1,
     seed: int = 0,
+    pair_rate: float = 1.0,
 ) -> grain.MapDataset:
     """Return an epoch of batches for `MegatronBertPretrainer.fit`; the next ones differ.
 
@@ -172,6 +185,7 @@ def pretraining_batches(
         scheme: how words are hidden; by default as Megatron does.
         short_sample_rate: see `SentencePairs`.
         seed: of all that is random.
+        pair_rate: see `MaskPairs`.
 
     Raises:
         ValueError: there are fewer samples than a batch has, see also `SentencePairs`.
@@ -183,5 +197,5 @@ def pretraining_batches(
             f"batch of {batch_size}: give more text, or a smaller batch_size"
         )
     dataset = grain.MapDataset.source(source).seed(seed).shuffle()
-    dataset = dataset.random_map(MaskPairs(tokenizer, sequence_length, scheme))
+    dataset = dataset.random_map(MaskPairs(tokenizer, sequence_length, scheme, pair_rate))
     return dataset.batch(batch_size, drop_remainder=True)

@@ -1,5 +1,7 @@
 """What a training step costs, and which part of what a device can do that is."""
 
+import keras
+
 # Dense bfloat16 products, FLOP/s, from the vendor's data sheets, by what a device's name contains.
 PEAKS = {
     "H100 PCIe": 756e12,
@@ -35,3 +37,20 @@ def training_flops(backbone, tokens: int, sequence_length: int, masks: int = 0) 
 def peak_flops(device_name: str) -> float | None:
     """Return the dense bfloat16 FLOP/s of a device by its name; None if it is not known."""
     return next((peak for name, peak in PEAKS.items() if name in device_name), None)
+
+
+def device_name() -> str:
+    """Return what the active backend calls its first GPU; "" without one."""
+    backend = keras.config.backend()
+    if backend == "torch":
+        import torch
+
+        return torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    if backend == "jax":
+        import jax
+
+        return jax.devices()[0].device_kind if jax.default_backend() == "gpu" else ""
+    import tensorflow as tf
+
+    gpus = tf.config.list_physical_devices("GPU")
+    return tf.config.experimental.get_device_details(gpus[0])["device_name"] if gpus else ""

@@ -34,6 +34,7 @@ class TokenFiles:
         documents: int64 (documents + 1,): document d has sentences `documents[d]` to
             `documents[d + 1]`, without the latter.
         about: what `PREFIX.json` says; empty without it.
+        prefix: path of the files without `.bin` and `.idx`.
     """
 
     tokens: np.ndarray
@@ -41,6 +42,7 @@ class TokenFiles:
     lengths: np.ndarray
     documents: np.ndarray
     about: dict
+    prefix: str
 
     @classmethod
     def open(cls, prefix: str | os.PathLike, tokenizer=None) -> "TokenFiles":
@@ -74,7 +76,14 @@ class TokenFiles:
         about = _read_about(pathlib.Path(f"{prefix}.json"))
         if tokenizer is not None:
             _check_vocabulary(prefix, about, tokenizer)
-        return cls(tokens, pointers // tokens.itemsize, lengths, documents, about)
+        # Views of the maps as plain arrays, whose slices are made faster.
+        tokens, lengths, documents = map(np.asarray, (tokens, lengths, documents))
+        starts = np.asarray(pointers) // tokens.itemsize
+        return cls(tokens, starts, lengths, documents, about, str(prefix))
+
+    def __reduce__(self):
+        """Have another process map the files itself."""
+        return _open, (self.prefix,)
 
     def __len__(self) -> int:
         """Return the number of documents."""
@@ -86,6 +95,10 @@ class TokenFiles:
             self.tokens[self.starts[i] : self.starts[i] + self.lengths[i]]
             for i in range(self.documents[index], self.documents[index + 1])
         ]
+
+
+def _open(prefix: str) -> TokenFiles:
+    return TokenFiles.open(prefix)
 
 
 def write_token_files(
