@@ -5,18 +5,12 @@ import pathlib
 import numpy as np
 import pytest
 
-from keras_megatron import MegatronBertTokenizer
 from keras_megatron.pretraining.sentence_pairs import SentencePairs, pretraining_batches
 from keras_megatron.pretraining.token_files import TokenFiles, write_token_files
 
 pytestmark = pytest.mark.backend_independent
 PARAGRAPHS = pathlib.Path(__file__).parents[1] / "data" / "paragraphs.txt"
 LENGTH = 64
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return MegatronBertTokenizer.from_preset("megatron_bert_tiny_uncased")
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +84,50 @@ def test_any_worker_makes_the_same(files, tokenizer):
         for first in (0, count // 4)
     ]
     assert not epochs[0] & epochs[1]  # hidden anew
+
+
+def test_a_million_tokens_are_hidden_as_megatron_hides_them(files, tokenizer):
+    """15 % of them, 80 / 10 / 10 of these, whole words, half of the pairs swapped."""
+    batches = pretraining_batches(files, tokenizer, 64, 128)
+    continues = tokenizer.continuation_mask
+    counts = dict.fromkeys(("tokens", "hidden", "mask", "same", "samples", "swapped"), 0)
+    index = 0
+    while counts["tokens"] < 10**6:
+        x, y, weight = batches[index]
+        index += 1
+        there = weight["mlm"] > 0
+        shown = np.take_along_axis(x["token_ids"], x["mask_positions"], 1)
+        original = x["token_ids"].copy()
+        rows, places = np.nonzero(there)
+        at = rows, x["mask_positions"][rows, places]
+        original[at] = y["mlm"][rows, places]
+        is_special = np.isin(original, tokenizer.special_token_ids)
+        is_hidden = np.zeros(original.shape, bool)
+        is_hidden[at] = True
+        assert not (is_hidden & is_special).any()
+        # A piece that continues a word is hidden if and only if the piece before it is.
+        inner = continues[original[:, 1:]] & ~is_special[:, :-1]
+        assert (is_hidden[:, 1:] == is_hidden[:, :-1])[inner].all()
+        counts["tokens"] += int((~is_special).sum())
+        counts["hidden"] += int(there.sum())
+        counts["mask"] += int((shown[there] == tokenizer.mask_token_id).sum())
+        counts["same"] += int((shown[there] == y["mlm"][there]).sum())
+        counts["samples"] += len(y["nsp"])
+        counts["swapped"] += int(y["nsp"].sum())
+    assert abs(counts["hidden"] / counts["tokens"] - 0.15) < 0.002
+    assert abs(counts["mask"] / counts["hidden"] - 0.8) < 0.005
+    assert abs(counts["same"] / counts["hidden"] - 0.1) < 0.005
+    assert abs(counts["swapped"] / counts["samples"] - 0.5) < 0.03
+
+
+def test_some_samples_may_be_one_part(files, tokenizer):
+    samples = samples_of(files, tokenizer, pair_rate=0.5)
+    alone = [x for x, _, weight in samples if not weight["nsp"][0]]
+    assert 0.3 < len(alone) / len(samples) < 0.7
+    for x in alone:
+        assert not x["segment_ids"].any()
+        assert (x["token_ids"] == tokenizer.sep_token_id).sum() == 1
+    assert all(x["segment_ids"].any() for x, _, weight in samples if weight["nsp"][0])
 
 
 def test_a_pretrainer_learns_from_them(files, tokenizer):

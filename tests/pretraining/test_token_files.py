@@ -16,11 +16,6 @@ PARAGRAPHS = pathlib.Path(__file__).parents[1] / "data" / "paragraphs.txt"
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    return MegatronBertTokenizer.from_preset("megatron_bert_tiny_uncased")
-
-
-@pytest.fixture(scope="module")
 def documents(tokenizer):
     """A document of each paragraph, a sentence of what ends with a stop."""
     paragraphs = [p for p in PARAGRAPHS.read_text("utf-8").splitlines() if p.strip()]
