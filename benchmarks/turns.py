@@ -42,6 +42,7 @@ class Form:
     name: str
     kind: Kind
     process: subprocess.Popen
+    log: pathlib.Path
 
     @classmethod
     def start(
@@ -56,8 +57,10 @@ class Form:
             "KERAS_BACKEND": kind.backend,
         }
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        log = (folder / f"{name}.log").open("w")
-        return cls(name, kind, subprocess.Popen(command, env=environment, stderr=log, **pipes))
+        log = folder / f"{name}.log"
+        with log.open("w") as stderr:
+            process = subprocess.Popen(command, env=environment, stderr=stderr, **pipes)
+        return cls(name, kind, process, log)
 
     def ask(self, question) -> dict:
         """Have it answer a question: its `seconds` and its `logits`."""
@@ -66,7 +69,7 @@ class Form:
             print(json.dumps(question), file=self.process.stdin, flush=True)
             line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError(f"{self.name} has ended: see its log")
+            raise RuntimeError(f"{self.name} has ended: {self.log.read_text()[-2000:]}")
         return json.loads(line)
 
 

@@ -25,9 +25,8 @@ def training_flops(backbone, tokens: int, sequence_length: int, masks: int = 0) 
         sequence_length: how many tokens a token attends to.
         masks: hidden tokens that the batch predicts.
     """
-    attention = backbone.num_heads * (
-        backbone.head_dim or backbone.hidden_dim // backbone.num_heads
-    )
+    head_dim = backbone.head_dim or backbone.hidden_dim // backbone.num_heads
+    attention = backbone.num_heads * head_dim
     weights = (
         4 * backbone.hidden_dim * attention + 2 * backbone.hidden_dim * backbone.intermediate_dim
     )

@@ -79,5 +79,5 @@ def test_documents_are_read_one_by_one(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "x"}\n?\n')
     documents = read_documents(tmp_path / "a.jsonl")
     assert next(documents) == "x"
-    with pytest.raises(ValueError, match="a.jsonl:2"):
+    with pytest.raises(ValueError, match=r"a\.jsonl:2"):
         next(documents)
