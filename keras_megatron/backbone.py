@@ -47,6 +47,9 @@ class MegatronBertBackbone(EncoderCall, keras_hub.models.Backbone):
             for a decoder (`MegatronBertCausalLM`). Adds the inputs `encoder_hidden_states`, float
             (batch, encoder sequence, hidden), and `encoder_padding_mask`, int (batch, encoder
             sequence); both sequences have any length.
+        apply_residual_connection_post_layernorm: bool. BERT's own order of LayerNorm and residual
+            connections, Megatron-LM's option of this name: the first LayerNorm is then that of the
+            embeddings, and the sum after each block is normalized (Figure 7 a).
         dtype: str or `keras.DTypePolicy`. `"mixed_bfloat16"` trains in bfloat16 with float32
             weights; softmax and LayerNorm statistics stay in float32.
 
@@ -95,6 +98,7 @@ class MegatronBertBackbone(EncoderCall, keras_hub.models.Backbone):
         initializer_range: float = 0.02,
         gradient_checkpointing: bool = False,
         cross_attention: bool = False,
+        apply_residual_connection_post_layernorm: bool = False,
         dtype=None,
         **kwargs,
     ):
@@ -143,6 +147,7 @@ class MegatronBertBackbone(EncoderCall, keras_hub.models.Backbone):
                 initializer_range=initializer_range,
                 gradient_checkpointing=gradient_checkpointing,
                 cross_attention=cross_attention,
+                apply_residual_connection_post_layernorm=apply_residual_connection_post_layernorm,
                 dtype=dtype,
                 name=f"transformer_layer_{index}",
             )
@@ -183,6 +188,7 @@ class MegatronBertBackbone(EncoderCall, keras_hub.models.Backbone):
         self.head_dim = head_dim
         self.initializer_range = initializer_range
         self.cross_attention = cross_attention
+        self.apply_residual_connection_post_layernorm = apply_residual_connection_post_layernorm
         self.embeddings = embeddings
         self.token_embedding = embeddings.token_embedding
         self.transformer_layers = transformer_layers
@@ -234,4 +240,7 @@ class MegatronBertBackbone(EncoderCall, keras_hub.models.Backbone):
             "initializer_range": self.initializer_range,
             "gradient_checkpointing": self.gradient_checkpointing,
             "cross_attention": self.cross_attention,
+            "apply_residual_connection_post_layernorm": (
+                self.apply_residual_connection_post_layernorm
+            ),
         }

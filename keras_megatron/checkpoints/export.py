@@ -81,6 +81,11 @@ def _config(backbone, head_activation: str) -> dict:
         )
     if backbone.activation not in _TO_HUGGING_FACE:
         raise ValueError(f"transformers has no counterpart of activation {backbone.activation!r}")
+    if backbone.apply_residual_connection_post_layernorm:
+        raise ValueError(
+            "transformers' MegatronBert has its residual connections before LayerNorm, but this "
+            "model has apply_residual_connection_post_layernorm=True"
+        )
     if backbone.head_dim not in (None, backbone.hidden_dim // backbone.num_heads):
         raise ValueError(
             f"transformers' MegatronBert has no head_dim, but this model's is {backbone.head_dim} "

@@ -6,6 +6,7 @@ import numpy as np
 
 from keras_megatron.checkpoints.pickled_values import Arguments
 
+POST_LAYERNORM = "apply_residual_connection_post_layernorm"
 ACTIVATIONS = ("gelu", "gelu_approximate")
 _HEAD_DIM = 64  # of the released models, and of all in arXiv 1909.08053, table 7
 _EPSILON = 1e-5
@@ -14,7 +15,6 @@ _LARGEST = 2**53
 
 # Arguments that make the model another one than this package's.
 _UNSUPPORTED = {
-    "apply_residual_connection_post_layernorm": True,
     "apply_layernorm_1p": True,
     "swiglu": True,
     "squared_relu": True,
@@ -129,12 +129,15 @@ def choose_settings(
         "activation": activation,
         "dropout": _rate(arguments, "hidden_dropout"),
         "attention_dropout": _rate(arguments, "attention_dropout"),
+        POST_LAYERNORM: arguments.get(POST_LAYERNORM) is True,
     }
     notes = [
         f"{heads:g} attention heads ({heads_rule})",
         f"LayerNorm epsilon {epsilon:g} ({epsilon_rule})",
         f"activation {activation} ({activation_rule}), of the head {head_activation}",
     ]
+    if chosen[POST_LAYERNORM]:
+        notes.append("residual connections after LayerNorm (by the checkpoint's arguments)")
     return chosen, head_activation, notes
 
 

@@ -18,7 +18,7 @@ class MegatronBertLayer(keras.layers.Layer):
     """A transformer layer with LayerNorm before each block, as Megatron rearranges BERT.
 
     `x += dropout(attention(LN(x)))`, then `x += dropout(mlp(LN(x)))` (arXiv 1909.08053, section
-    5.3, Figure 7 b).
+    5.3, Figure 7 b); or BERT's own order, Figure 7 a.
 
     Args:
         num_heads: int. Attention heads.
@@ -34,6 +34,8 @@ class MegatronBertLayer(keras.layers.Layer):
             of keeping its activations.
         cross_attention: bool. Whether a block that attends to an encoder's hidden states follows
             self-attention: `x += dropout(attention(LN(x), encoder))`.
+        apply_residual_connection_post_layernorm: bool. Add to what LayerNorm gave instead of what
+            it was given: `x = LN(x)`, then `x += dropout(attention(x))`, and so on.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class MegatronBertLayer(keras.layers.Layer):
         initializer_range: float = 0.02,
         gradient_checkpointing: bool = False,
         cross_attention: bool = False,
+        apply_residual_connection_post_layernorm: bool = False,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -62,6 +65,7 @@ class MegatronBertLayer(keras.layers.Layer):
         self.layer_norm_epsilon = layer_norm_epsilon
         self.initializer_range = initializer_range
         self.gradient_checkpointing = gradient_checkpointing
+        self.apply_residual_connection_post_layernorm = apply_residual_connection_post_layernorm
 
         self.has_cross_attention = cross_attention
 
@@ -161,9 +165,10 @@ class MegatronBertLayer(keras.layers.Layer):
         attentions = []
 
         def attend(name, x, mask, attended=None):
+            normed = run(getattr(self, f"{name}_layer_norm"), x)
             output = run(
                 getattr(self, name),
-                run(getattr(self, f"{name}_layer_norm"), x),
+                normed,
                 attention_mask=mask,
                 encoder_hidden_states=attended,
                 return_attention_scores=output_attentions,
@@ -172,7 +177,7 @@ class MegatronBertLayer(keras.layers.Layer):
             if output_attentions:
                 output, probabilities = output
                 attentions.append(probabilities)
-            return x + self._dropped(f"{name}_dropout", output, training)
+            return self._residual(x, normed) + self._dropped(f"{name}_dropout", output, training)
 
         x = attend("self_attention", apart(x), attention_mask)
         if self.has_cross_attention:
@@ -183,7 +188,10 @@ class MegatronBertLayer(keras.layers.Layer):
         normed = run(self.feedforward_layer_norm, x)
         fed = run(self.feedforward_intermediate_dense, normed)
         fed = run(self.feedforward_output_dense, fed)
-        return x + self._dropped("feedforward_dropout", fed, training)
+        return self._residual(x, normed) + self._dropped("feedforward_dropout", fed, training)
+
+    def _residual(self, x, normed):
+        return normed if self.apply_residual_connection_post_layernorm else x
 
     def _dropped(self, name: str, x, training):
         """Drop out in training; a call of a layer that does nothing takes time, too."""
@@ -212,15 +220,13 @@ class MegatronBertLayer(keras.layers.Layer):
             "value": ops.slice_update(cache["value"], start, value),
         }
         attended = self.self_attention.attend(normed, cache["key"], cache["value"], attention_mask)
-        hidden_states = hidden_states + attended
+        hidden_states = self._residual(hidden_states, normed) + attended
         if self.has_cross_attention:
+            normed = self.cross_attention_layer_norm(hidden_states)
             attended = self.cross_attention.attend(
-                self.cross_attention_layer_norm(hidden_states),
-                cache["cross_key"],
-                cache["cross_value"],
-                encoder_mask,
+                normed, cache["cross_key"], cache["cross_value"], encoder_mask
             )
-            hidden_states = hidden_states + attended
+            hidden_states = self._residual(hidden_states, normed) + attended
         return self._feed_forward(hidden_states), cache
 
     def compute_output_spec(
@@ -258,4 +264,7 @@ class MegatronBertLayer(keras.layers.Layer):
             "initializer_range": self.initializer_range,
             "gradient_checkpointing": self.gradient_checkpointing,
             "cross_attention": self.has_cross_attention,
+            "apply_residual_connection_post_layernorm": (
+                self.apply_residual_connection_post_layernorm
+            ),
         }

@@ -5,7 +5,6 @@ import os
 import filelock
 import grain
 import keras
-from absl import flags
 
 from keras_megatron.backbone import MegatronBertBackbone
 from keras_megatron.finetuning.atomic import replace_json
@@ -14,7 +13,7 @@ from keras_megatron.finetuning.run_folder import METRICS, RunFolder
 from keras_megatron.pretraining.checkpoints import Checkpoints
 from keras_megatron.pretraining.masking import MaskingScheme
 from keras_megatron.pretraining.progress import PretrainingLog
-from keras_megatron.pretraining.sentence_pairs import pretraining_batches
+from keras_megatron.pretraining.sentence_pairs import prefetched, pretraining_batches
 from keras_megatron.pretraining.settings import SHAPE, PretrainSettings
 from keras_megatron.pretraining.token_files import TokenFiles
 from keras_megatron.tasks.packed_training import pack_batches
@@ -185,14 +184,9 @@ def _fit(model, settings, batches, log: PretrainingLog, log_every: int, workers:
     rest = batches.repeat()[log.progress.step * parts : settings.steps * parts]
     if not len(rest):
         return
-    rest = rest.to_iter_dataset()
-    if workers:
-        if not flags.FLAGS.is_parsed():  # Grain asks for its own, whoever's program this is
-            flags.FLAGS.mark_as_parsed()
-        rest = rest.mp_prefetch(grain.multiprocessing.MultiprocessingOptions(workers))
     keras.Model.fit(  # KerasHub's would begin the data twice, with its processes
         model,
-        (batch for batch in rest),
+        (batch for batch in prefetched(rest, workers)),
         initial_epoch=log.progress.step // log_every,
         epochs=settings.steps // log_every,
         steps_per_epoch=log_every * parts,

@@ -6,6 +6,7 @@ Each sample is whole sentences of one document, in two parts that are swapped ha
 
 import grain
 import numpy as np
+from absl import flags
 
 from keras_megatron.pretraining.masking import MaskingScheme, mask_encoded
 from keras_megatron.pretraining.token_files import TokenFiles
@@ -199,3 +200,19 @@ def pretraining_batches(
     dataset = grain.MapDataset.source(source).seed(seed).shuffle()
     dataset = dataset.random_map(MaskPairs(tokenizer, sequence_length, scheme, pair_rate))
     return dataset.batch(batch_size, drop_remainder=True)
+
+
+def prefetched(batches: grain.MapDataset, workers: int = 0) -> grain.IterDataset:
+    """Return batches in their order, made ahead of their use.
+
+    Args:
+        batches: of `pretraining_batches`, or a part of them.
+        workers: processes that make them; 0 makes them in threads of this one.
+    """
+    if not workers:
+        return batches.to_iter_dataset()
+    if not flags.FLAGS.is_parsed():  # Grain asks for its own, whoever's program this is
+        flags.FLAGS.mark_as_parsed()
+    one_thread = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)  # each: Python is busy
+    iterated = batches.to_iter_dataset(one_thread)
+    return iterated.mp_prefetch(grain.multiprocessing.MultiprocessingOptions(workers))

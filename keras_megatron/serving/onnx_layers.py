@@ -141,9 +141,13 @@ def transformer_layer(
     graph: OnnxGraph, layer, name: str, x: str, bias: str, encoder: tuple[str, str] | None
 ) -> str:
     """`MegatronBertLayer`; `encoder` is the hidden states and the bias of cross-attention."""
+
+    def residual(x: str, normed: str) -> str:
+        return normed if layer.apply_residual_connection_post_layernorm else x
+
     normed = layer_norm(graph, layer.self_attention_layer_norm, f"{name}.self_attention_norm", x)
     attended = attention(graph, layer.self_attention, f"{name}.self_attention", normed, bias)
-    x = graph.node("Add", x, attended)
+    x = graph.node("Add", residual(x, normed), attended)
     if encoder is not None:
         norm = layer.cross_attention_layer_norm
         normed = layer_norm(graph, norm, f"{name}.cross_attention_norm", x)
@@ -151,11 +155,11 @@ def transformer_layer(
         attended = attention(
             graph, layer.cross_attention, f"{name}.cross_attention", normed, encoder_bias, states
         )
-        x = graph.node("Add", x, attended)
+        x = graph.node("Add", residual(x, normed), attended)
     normed = layer_norm(graph, layer.feedforward_layer_norm, f"{name}.feedforward_norm", x)
     fed = dense(graph, layer.feedforward_intermediate_dense, f"{name}.intermediate", normed)
     fed = dense(graph, layer.feedforward_output_dense, f"{name}.feedforward_output", fed)
-    return graph.node("Add", x, fed)
+    return graph.node("Add", residual(x, normed), fed)
 
 
 def masked_lm_head(graph: OnnxGraph, layer, states: str, mask_positions: str = "") -> str:

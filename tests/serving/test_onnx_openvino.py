@@ -121,6 +121,7 @@ def test_pooling(pooling, normalize, format, tmp_path):
         ("CausalLM", {"cross_attention": True}),
         ("Backbone", {"cross_attention": True, "head_dim": 7}),
         ("MaskedLM", {"layer_norm_epsilon": 1e-2, "num_segments": 3, "activation": "silu"}),
+        ("CausalLM", {"cross_attention": True, "apply_residual_connection_post_layernorm": True}),
     ],
 )
 def test_other_architectures(name, settings, format, tmp_path):
