@@ -15,7 +15,7 @@ from models import as_numpy
 
 import keras_megatron
 from keras_megatron import MegatronBertMaskedLM, MegatronBertTokenizer
-from keras_megatron.pretraining.masking import MaskingScheme
+from keras_megatron.masking import MaskingScheme
 
 ROOT = pathlib.Path(__file__).parents[1]
 EMBEDDED = ROOT / "keras_megatron" / "presets" / "megatron_bert_tiny_uncased"

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from keras_megatron.pretraining.masking import MaskingScheme, mask_encoded
+from keras_megatron.masking import MaskingScheme, mask_encoded
 from keras_megatron.pretraining.samples import gather_sentences
 
 SHORT_SAMPLES = 0.1  # `short_seq_prob` of Megatron

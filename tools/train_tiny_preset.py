@@ -30,7 +30,7 @@ from keras_megatron import (
     MegatronBertMaskedLMPreprocessor,
     MegatronBertTokenizer,
 )
-from keras_megatron.pretraining.masking import MaskingScheme
+from keras_megatron.masking import MaskingScheme
 from keras_megatron.pretraining.samples import masked_batches, pack_documents
 
 EVALUATION = MaskingScheme()  # BERT's: 15 %, single tokens

@@ -10,8 +10,8 @@ from keras_megatron.backbone import MegatronBertBackbone
 from keras_megatron.finetuning.atomic import replace_json
 from keras_megatron.finetuning.recipe import adamw
 from keras_megatron.finetuning.run_folder import METRICS, RunFolder
+from keras_megatron.masking import MaskingScheme
 from keras_megatron.pretraining.checkpoints import Checkpoints
-from keras_megatron.pretraining.masking import MaskingScheme
 from keras_megatron.pretraining.progress import PretrainingLog
 from keras_megatron.pretraining.sentence_pairs import prefetched, pretraining_batches
 from keras_megatron.pretraining.settings import SHAPE, PretrainSettings
@@ -123,6 +123,9 @@ def _from_preset(settings: PretrainSettings) -> MegatronBertPretrainer:
 def _from_shape(settings: PretrainSettings) -> MegatronBertPretrainer:
     tokenizer = MegatronBertTokenizer(settings.vocabulary, lowercase=settings.lowercase)
     shape = {name: getattr(settings, name) for name in SHAPE}
+    shape["apply_residual_connection_post_layernorm"] = (
+        settings.apply_residual_connection_post_layernorm
+    )
     shape["intermediate_dim"] = settings.intermediate_dim or 4 * settings.hidden_dim
     shape |= {} if settings.dropout is None else _dropout(settings.dropout)
     pieces = -(-tokenizer.vocabulary_size() // 128) * 128  # as Megatron pads it

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import grain
 import numpy as np
 
-from keras_megatron.pretraining.masking import MaskingScheme, mask_encoded
+from keras_megatron.masking import MaskingScheme, mask_encoded
 
 _SENTENCE_END = re.compile(r"(?<=[.!?;])\s+")
 

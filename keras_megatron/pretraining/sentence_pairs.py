@@ -8,7 +8,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from keras_megatron.pretraining.masking import MaskingScheme, mask_encoded
+from keras_megatron.masking import MaskingScheme, mask_encoded
 from keras_megatron.pretraining.token_files import TokenFiles
 
 MEGATRON_MASKING = MaskingScheme(max_ngram=3, whole_words=True)

@@ -30,6 +30,7 @@ class PretrainSettings:
         hidden_dim: of the model.
         intermediate_dim: of the model; 4 times `hidden_dim` if None.
         max_sequence_length: positions of the model.
+        apply_residual_connection_post_layernorm: of a new model, see `MegatronBertBackbone`.
         dropout: rate of the dropout everywhere; None leaves a preset's, and is 0.1 without one.
         sequence_length: tokens a sample.
         batch_size: samples a step of the optimizer.
@@ -60,6 +61,7 @@ class PretrainSettings:
     hidden_dim: int = 1024
     intermediate_dim: int | None = None
     max_sequence_length: int = 512
+    apply_residual_connection_post_layernorm: bool = False
     dropout: float | None = None
     sequence_length: int = 512
     batch_size: int = 32

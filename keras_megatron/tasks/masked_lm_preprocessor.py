@@ -11,7 +11,7 @@ class MegatronBertMaskedLMPreprocessor(MaskingPreprocessor, keras_hub.models.Mas
 
     Called with one text, a list of texts, or a tuple of two of either (a pair of segments), it
     tokenizes, adds [CLS] and [SEP], truncates the longer segment first, pads to `sequence_length`
-    and hides tokens as `keras_megatron.pretraining.masking` describes.
+    and hides tokens as `keras_megatron.masking` describes.
 
     Args:
         tokenizer: `MegatronBertTokenizer`.

@@ -3,7 +3,7 @@ import threading
 import keras
 import numpy as np
 
-from keras_megatron.pretraining.masking import MaskingScheme, mask_encoded
+from keras_megatron.masking import MaskingScheme, mask_encoded
 from keras_megatron.tasks.preprocessor import MegatronBertPreprocessor
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from keras_megatron import MegatronBertTokenizer
-from keras_megatron.pretraining.masking import MaskingScheme
+from keras_megatron.masking import MaskingScheme
 from keras_megatron.pretraining.samples import masked_batches, pack_documents
 
 pytestmark = pytest.mark.backend_independent

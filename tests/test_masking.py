@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from keras_megatron.pretraining.masking import MaskingScheme, mask_tokens
+from keras_megatron.masking import MaskingScheme, mask_tokens
 
 pytestmark = pytest.mark.backend_independent
 

@@ -1,0 +1,135 @@
+"""BERT's order of LayerNorm and residual connections against Megatron's: Figure 7 at a small scale.
+
+    KERAS_BACKEND=torch python tools/layernorm_order.py CORPUS_PREFIX HELD_OUT_PREFIX WORK_FOLDER
+
+The prefixes are of token files, see `keras-megatron preprocess`. Both orders are pretrained on the
+same batches with the same settings, at two depths, from three seeds each, by `keras-megatron
+pretrain`; runs that are finished in WORK_FOLDER are left alone. Writes docs/layernorm_order.md and
+its picture.
+"""
+
+import argparse
+import itertools
+import json
+import pathlib
+
+import keras
+import numpy as np
+
+from keras_megatron.pretraining.run import pretrain
+from keras_megatron.pretraining.settings import PretrainSettings
+
+ROOT = pathlib.Path(__file__).parent.parent
+VOCABULARY = ROOT / "keras_megatron" / "presets" / "vocabularies" / "bert_uncased.txt"
+DOCS = ROOT / "docs"
+ORDERS = {False: "Megatron's: LayerNorm before each block", True: "BERT's: LayerNorm after the sum"}
+COLOURS = {False: "tab:blue", True: "tab:orange"}
+LOG_EVERY = 20
+
+
+def main() -> None:
+    """Run what is not there, then write page and picture."""
+    options = parse_options()
+    runs = {
+        (depth, order, seed): run(options, depth, order, seed)
+        for depth, seed, order in itertools.product(options.depths, options.seeds, ORDERS)
+    }
+    plot(runs, options, DOCS / "layernorm_order.png")
+    (DOCS / "layernorm_order.md").write_text(report(runs, options), encoding="utf-8")
+
+
+def run(options, depth: int, order: bool, seed: int) -> dict:
+    """Pretrain, or read what was done; return the log's lines and the metrics."""
+    settings = PretrainSettings(
+        tokens=options.corpus,
+        held_out=options.held_out,
+        vocabulary=str(VOCABULARY),
+        steps=options.steps,
+        num_layers=depth,
+        num_heads=2,
+        hidden_dim=options.hidden,
+        max_sequence_length=64,
+        sequence_length=64,
+        batch_size=32,
+        learning_rate=options.rate,
+        final_learning_rate=0.0,
+        warmup=0.05,
+        dropout=0.0,
+        seed=seed,
+        dtype="float32",
+        apply_residual_connection_post_layernorm=order,
+    )
+    folder = options.work / f"{depth}_layers_{'bert' if order else 'megatron'}_seed_{seed}"
+    try:
+        metrics = pretrain(settings, folder, log_every=LOG_EVERY, save_every=options.steps)
+    except ValueError as error:  # a loss that is no number is a result
+        if "the loss is" not in str(error):
+            raise
+        metrics = {}
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text("utf-8").splitlines()]
+    return {"lines": lines, "metrics": metrics}
+
+
+def plot(runs: dict, options, path: pathlib.Path) -> None:
+    """Draw the loss of hidden words over the steps, a line for each run."""
+    from matplotlib.figure import Figure
+
+    figure = Figure((9, 3.6), layout="constrained")
+    for axes, depth in zip(
+        figure.subplots(1, len(options.depths), sharey=True), options.depths, strict=True
+    ):
+        for (of_depth, order, seed), done in runs.items():
+            if of_depth == depth:
+                steps = [line["step"] for line in done["lines"]]
+                losses = [line["mlm_loss"] for line in done["lines"]]
+                label = ORDERS[order] if seed == options.seeds[0] else None
+                axes.plot(steps, losses, color=COLOURS[order], linewidth=1, label=label)
+        axes.set_title(f"{depth} layers", fontsize=10)
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_ylabel("loss of hidden words (nats)")
+    figure.axes[0].legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
+def report(runs: dict, options) -> str:
+    """Return the page with the table."""
+    tokens = options.steps * 32 * 64
+    page = f"""# The order of LayerNorm and residual connections
+
+Megatron-LM moves BERT's LayerNorm before each block, which lets deeper models train (arXiv
+1909.08053, section 5.3, Figure 7). Here the same at a small scale: width {options.hidden},
+{options.steps} steps of 32 samples of 64 tokens ({tokens / 1e6:.1f}M places), AdamW at a peak rate
+of {options.rate:g}, no dropout, float32, Keras on {keras.config.backend()}. Both orders see the
+same batches; each seed has its own weights and data. Held out are documents that no run saw.
+
+![Loss over steps, both orders, two depths](layernorm_order.png)
+
+| layers | order | loss of hidden words, held out, by seed | mean |
+|---|---|---|---|
+"""
+    for depth, order in itertools.product(options.depths, ORDERS):
+        found = [runs[depth, order, seed]["metrics"] for seed in options.seeds]
+        losses = [m["held_out"]["mlm_loss"] if m else float("nan") for m in found]
+        by_seed = " / ".join("diverged" if np.isnan(x) else f"{x:.3f}" for x in losses)
+        page += f"| {depth} | {ORDERS[order]} | {by_seed} | {np.mean(losses):.3f} |\n"
+    return page + f"\nMade by `tools/{pathlib.Path(__file__).name}`.\n"
+
+
+def parse_options() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("corpus", metavar="CORPUS_PREFIX")
+    parser.add_argument("held_out", metavar="HELD_OUT_PREFIX")
+    parser.add_argument("work", type=pathlib.Path, metavar="WORK_FOLDER")
+    parser.add_argument("--depths", type=int, nargs="+", default=[4, 24])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--hidden", type=int, default=64)
+    parser.add_argument("--rate", type=float, default=3e-3)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
