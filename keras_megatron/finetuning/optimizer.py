@@ -9,14 +9,21 @@ _KerasAdamW = type(keras.optimizers.AdamW.__new__(keras.optimizers.AdamW))
 
 @keras.saving.register_keras_serializable(package="keras_megatron")
 class DenseAdamW(_KerasAdamW):
-    """Keras's AdamW with two of its backends mended; the arguments are the same.
+    """Keras's AdamW with some things mended; the arguments are the same.
 
+    - A schedule is asked for the rate of an update. Where gradients are accumulated, Keras asks for
+      that of a part: warm-up and decay end too early.
     - TensorFlow gives the gradient of a table of embeddings by rows, one for each time that an id
       occurs, and Keras takes the global norm before they are added up: it clips too much. Here the
       norm is that of the gradient of each variable.
     - On PyTorch on a CPU Keras goes over all weights a dozen times a step; with the table of
       embeddings that takes longer than the model. Here PyTorch's fused kernel goes once.
     """
+
+    def _get_current_learning_rate(self):
+        if isinstance(self._learning_rate, keras.optimizers.schedules.LearningRateSchedule):
+            return self._learning_rate(self.iterations)
+        return super()._get_current_learning_rate()
 
     def _clip_gradients(self, grads):
         if keras.backend.backend() == "tensorflow":

@@ -11,7 +11,6 @@ import rich.console
 import rich.progress
 
 from keras_megatron.finetuning.atomic import replace_text
-from keras_megatron.finetuning.recipe import linear_schedule
 from keras_megatron.finetuning.training_state import load_state
 from keras_megatron.pretraining.checkpoints import Checkpoints
 from keras_megatron.pretraining.settings import PretrainSettings
@@ -54,9 +53,7 @@ class PretrainingLog(keras.callbacks.Callback):
         self._folder, self._checkpoints, self._settings = folder, checkpoints, settings
         self._held_out, self._every = held_out, every
         self._state, self.progress = checkpoints.latest()
-        self._schedule = linear_schedule(
-            settings.learning_rate, settings.steps, settings.warmup, settings.final_learning_rate
-        )
+        self._schedule = settings.schedule()
         self._bar = _Bar(settings.steps, verbose)
 
     def on_train_begin(self, logs=None):

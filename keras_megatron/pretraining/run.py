@@ -10,7 +10,6 @@ from keras_megatron.backbone import MegatronBertBackbone
 from keras_megatron.finetuning.atomic import replace_json
 from keras_megatron.finetuning.recipe import adamw
 from keras_megatron.finetuning.run_folder import METRICS, RunFolder
-from keras_megatron.masking import MaskingScheme
 from keras_megatron.pretraining.checkpoints import Checkpoints
 from keras_megatron.pretraining.progress import PretrainingLog
 from keras_megatron.pretraining.sentence_pairs import prefetched, pretraining_batches
@@ -150,11 +149,7 @@ def _data(settings: PretrainSettings, model) -> tuple[grain.MapDataset, grain.Ma
             tokenizer,
             size,
             settings.sequence_length,
-            MaskingScheme(
-                settings.selection_rate,
-                max_ngram=settings.max_ngram,
-                whole_words=settings.whole_words,
-            ),
+            settings.masking(),
             seed=seed,
             pair_rate=settings.pair_rate,
         )

@@ -7,6 +7,9 @@ import tomllib
 
 import keras
 
+from keras_megatron.finetuning.recipe import LinearWarmupDecay, linear_schedule
+from keras_megatron.masking import MaskingScheme
+
 SHAPE = ("num_layers", "num_heads", "hidden_dim", "intermediate_dim", "max_sequence_length")
 _DTYPES = ("float32", "mixed_bfloat16", "mixed_float16", "bfloat16")
 
@@ -87,6 +90,10 @@ class PretrainSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
+        if self.weight_decay < 0 or self.clip <= 0:
+            raise ValueError("weight_decay must be at least 0, and clip above 0")
+        self.schedule()  # refuses what is out of range, as the next one
+        self.masking()
         if self.batch_size % self.accumulation:
             raise ValueError(
                 f"batch_size={self.batch_size} cannot be split into accumulation="
@@ -101,6 +108,17 @@ class PretrainSettings:
                 f"sequence_length={self.sequence_length} is more than the model's "
                 f"max_sequence_length={self.max_sequence_length}"
             )
+
+    def schedule(self) -> LinearWarmupDecay:
+        """Return the learning rates."""
+        rates = self.learning_rate, self.steps, self.warmup, self.final_learning_rate
+        return linear_schedule(*rates)
+
+    def masking(self) -> MaskingScheme:
+        """Return how tokens are hidden."""
+        return MaskingScheme(
+            self.selection_rate, max_ngram=self.max_ngram, whole_words=self.whole_words
+        )
 
     @classmethod
     def from_file(cls, path: str | os.PathLike) -> "PretrainSettings":

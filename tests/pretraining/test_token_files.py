@@ -65,7 +65,7 @@ def test_we_read_megatrons(tmp_path, documents, tokenizer, dtype):
     files = TokenFiles.open(tmp_path / "corpus", tokenizer)
     assert as_lists(files) == documents
     assert files.about == {}  # Megatron does not say with which vocabulary
-    assert isinstance(files.tokens, np.memmap)
+    assert isinstance(files.tokens.base, np.memmap)
 
 
 def test_reads_what_it_wrote(prefix, documents, tokenizer):
