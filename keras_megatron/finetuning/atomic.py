@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,19 @@ def replace_file(path: pathlib.Path, write: Callable[[pathlib.Path], None]) -> N
     with open(partial, "rb") as file:
         os.fsync(file.fileno())
     os.replace(partial, path)
+
+
+def remove_partial(folder: pathlib.Path) -> None:
+    """Remove what a process that was killed was writing into a folder.
+
+    The library that writes safetensors has a name of its own for a file that is not whole.
+    """
+    for pattern in (f"*{PARTIAL}", ".tmp??????"):
+        for partial in folder.glob(pattern):
+            if partial.is_dir():
+                shutil.rmtree(partial)
+            else:
+                partial.unlink(missing_ok=True)
 
 
 def replace_text(path: pathlib.Path, text: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import keras
 
-from keras_megatron.finetuning.atomic import PARTIAL, replace_json
+from keras_megatron.finetuning.atomic import PARTIAL, remove_partial, replace_json
 from keras_megatron.finetuning.records import locate
 from keras_megatron.finetuning.training_log import TrainingLog
 from keras_megatron.finetuning.training_state import Progress, load_progress
@@ -76,11 +76,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ValueError(f"cannot write {self.path}: {error.strerror}") from error
-        for partial in self.path.glob(f"*{PARTIAL}"):  # of a run that was killed
-            if partial.is_dir():
-                shutil.rmtree(partial)
-            else:
-                partial.unlink()
+        remove_partial(self.path)
         if not (self.path / RUN).exists():
             replace_json(self.path / RUN, self.settings)
 

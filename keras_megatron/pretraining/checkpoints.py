@@ -6,7 +6,7 @@ import re
 import keras
 
 from keras_megatron.finetuning import training_state
-from keras_megatron.finetuning.atomic import PARTIAL
+from keras_megatron.finetuning.atomic import remove_partial
 from keras_megatron.finetuning.training_state import Progress, load_progress
 
 _NAME = re.compile(r"step_(\d{8})\.safetensors")
@@ -54,5 +54,4 @@ class Checkpoints:
 
     def clean(self) -> None:
         """Remove what a killed process was writing."""
-        for partial in self._folder.glob(f"*{PARTIAL}"):
-            partial.unlink(missing_ok=True)
+        remove_partial(self._folder)
