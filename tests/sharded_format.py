@@ -11,8 +11,14 @@ import release_format
 import torch
 
 EMBEDDING, HEAD_BIAS = "bert.embeddings.word_embeddings.weight", "cls.predictions.bias"
-COLUMN_PARALLEL = ("query", "key", "value", "intermediate.dense")
-ROW_PARALLEL = ("attention.output.dense.weight", "output.dense.weight")
+# By the ends of a layer's keys. What comes first, in attention and in the feed-forward block, is
+# split over its outputs, what comes last over its inputs; the latter's bias is whole.
+COLUMN_PARALLEL = tuple(
+    f"{module}.{kind}"
+    for module in ("self.query", "self.key", "self.value", "intermediate.dense")
+    for kind in ("weight", "bias")
+)
+ROW_PARALLEL = "output.dense.weight"
 
 
 def padded_weights(hf_model, tensor_size):
@@ -29,18 +35,20 @@ def padded_weights(hf_model, tensor_size):
     return weights
 
 
+def split_axis(key):
+    """The axis along which tensor ranks share a weight, or None if each has a copy."""
+    if key in (EMBEDDING, HEAD_BIAS):
+        return 0
+    if ".layer." not in key:
+        return None
+    return 0 if key.endswith(COLUMN_PARALLEL) else 1 if key.endswith(ROW_PARALLEL) else None
+
+
 def tensor_rank(hf_model, rank, tensor_size):
     """What one tensor rank has of a model, with the interface that `model_state` asks for."""
     weights = padded_weights(hf_model, tensor_size)
     for key, tensor in weights.items():
-        axis = None
-        layer = ".layer." in key
-        if key in (EMBEDDING, HEAD_BIAS):
-            axis = 0
-        elif layer and key.rsplit(".", 1)[0].endswith(COLUMN_PARALLEL):
-            axis = 0
-        elif layer and key.endswith(ROW_PARALLEL):
-            axis = 1
+        axis = split_axis(key)
         if axis is not None:
             weights[key] = tensor.chunk(tensor_size, axis)[rank].clone()
     config = copy.deepcopy(hf_model.config)

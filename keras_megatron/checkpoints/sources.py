@@ -44,6 +44,7 @@ def open_checkpoint(source: str | os.PathLike, scratch: pathlib.Path) -> list[Sh
     """
     source = pathlib.Path(source)
     try:
+        source.stat()  # it is there, whatever is beside it
         # A folder of one rank is as good as its file.
         source = next((file for name in CHECKPOINTS if (file := source / name).is_file()), source)
         if folder := _folder_of(source):

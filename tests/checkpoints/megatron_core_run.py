@@ -1,4 +1,4 @@
-"""Saves Megatron-core's own BertModel in several ways, with its logits. Run as a process of its own.
+"""Saves Megatron-core's own BertModel in several ways, and its logits. A process of its own:
 
     python megatron_core_run.py FOLDER
 
@@ -137,9 +137,7 @@ def main():
     save_logits(folder / "logits.npz", model)
     state = model.state_dict()
     torch.save(state, folder / "bare.pt")
-    torch.save(
-        {"model": state, "args": arguments(), "checkpoint_version": 3.0}, folder / "core.pt"
-    )
+    torch.save({"model": state, "args": arguments(), "checkpoint_version": 3.0}, folder / "core.pt")
     stacked = model.sharded_state_dict()
     save_distributed(folder / "run" / "iter_0000005", stacked, args=arguments())
     (folder / "run" / "latest_checkpointed_iteration.txt").write_text("5")
