@@ -29,13 +29,13 @@ SPLIT = {  # by the ends of their names: the axis that two tensor ranks share
 }
 
 
-def use_the_cpu(folder):
+def use_the_cpu(store, rank=0, tensor_size=1):
     torch.cuda.current_device = lambda: torch.device("cpu")
     torch.cuda.synchronize = lambda *_: None
     tensor_parallel.random.CudaRNGStatesTracker.fork = lambda *_: contextlib.nullcontext()
-    store = torch.distributed.FileStore(str(folder / "store"), 1)
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    parallel_state.initialize_model_parallel(1, 1)
+    store = torch.distributed.FileStore(str(store), tensor_size)
+    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=tensor_size)
+    parallel_state.initialize_model_parallel(tensor_size, 1)
 
 
 def make_model(**options):
@@ -130,9 +130,22 @@ def over_two_ranks(sharded):
     return pieces
 
 
+def save_tensor_rank(rank, folder):
+    """Have Megatron-core split what one process saved, and save this rank's part of it."""
+    use_the_cpu(folder / "second_store", rank, 2)
+    sharded = {"model": make_model().sharded_state_dict()}
+    state = dist_checkpointing.load(sharded, str(folder / "run" / "iter_0000005"))
+    saved = arguments()
+    saved.tensor_model_parallel_size = 2
+    path = folder / "ranks" / f"mp_rank_{rank:02d}" / "model_optim_rng.pt"
+    path.parent.mkdir(parents=True)
+    content = {"model": state["model"], "args": saved, "checkpoint_version": 3.0, "iteration": 5}
+    torch.save(content, path)
+
+
 def main():
     folder = pathlib.Path(sys.argv[1])
-    use_the_cpu(folder)
+    use_the_cpu(folder / "store")
     model = make_model()
     save_logits(folder / "logits.npz", model)
     state = model.state_dict()
@@ -151,6 +164,7 @@ def main():
     save_logits(folder / "wide_logits.npz", wide)
     others = arguments(kv_channels=12, bias_gelu_fusion=True)
     save_distributed(folder / "wide", wide.sharded_state_dict(), args=others)
+    torch.multiprocessing.spawn(save_tensor_rank, (folder,), nprocs=2)
 
 
 if __name__ == "__main__":

@@ -61,6 +61,8 @@ SOURCES = {
     "run/iter_0000005/__0_0.distcp": {},
     "numbered": {"num_heads": HEADS},
     "pieces": {},
+    "ranks": {},
+    "ranks/mp_rank_01": {},
 }
 
 
