@@ -118,13 +118,7 @@ _IGNORED = (
     "torch.distributed.checkpoint.metadata._MEM_FORMAT_ENCODING",
     *(
         f"torch.distributed.checkpoint.planner.{name}"
-        for name in (
-            "SavePlan",
-            "WriteItem",
-            "WriteItemType",
-            "TensorWriteData",
-            "BytesIOWriteData",
-        )
+        for name in ("SavePlan", "WriteItem", "WriteItemType", "TensorWriteData")
     ),
     *(
         f"megatron.core.dist_checkpointing.strategies.torch.{name}"
@@ -171,11 +165,11 @@ def _tensor(name: str, record: _Record, places: Mapping) -> StoredTensor:
     if not isinstance(chunks, list) or not 0 < len(chunks) <= _MOST_PIECES:
         raise ValueError(f"{name!r} is not in 1 to {_MOST_PIECES} pieces")
     pieces = tuple(_piece(name, chunk, places) for chunk in chunks)
-    starts = np.array([piece.offsets for piece in pieces], "i8").reshape(len(pieces), -1)
-    sizes = np.array([piece.sizes for piece in pieces], "i8").reshape(len(pieces), -1)
-    if starts.shape != sizes.shape or starts.shape[1] != len(shape) or (sizes < 1).any():
-        raise ValueError(f"{name!r} of shape {shape} has a piece of other dimensions")
-    ends = starts + sizes
+    for piece in pieces:
+        if not len(piece.offsets) == len(piece.sizes) == len(shape) or 0 in piece.sizes:
+            raise ValueError(f"{name!r} of shape {shape} has a piece of other dimensions")
+    starts = np.array([piece.offsets for piece in pieces], "i8")
+    ends = starts + np.array([piece.sizes for piece in pieces], "i8")
     volume = sum(math.prod(piece.sizes) for piece in pieces)
     if (ends > np.array(shape, "i8")).any() or volume != math.prod(shape) or _overlap(starts, ends):
         raise ValueError(f"{name!r} of shape {shape} is not covered by its pieces, each part once")

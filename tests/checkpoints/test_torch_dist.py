@@ -32,6 +32,7 @@ def tensors():
         STACK: torch.randn(3, 5, 4, generator=generator),
         "encoder.layers.7.mlp.linear_fc2.bias": torch.randn(6, generator=generator).half(),
         "encoder.final_layernorm.bias": torch.randn(4, generator=generator).bfloat16(),
+        "encoder.scale": torch.tensor(3.0),
         "optimizer.state.exp_avg.embedding.word_embeddings.weight": torch.zeros(8, 4),
         "rng_state": torch.zeros(3),
     }
@@ -151,6 +152,7 @@ WHOLE = ((0, 0, 0), (3, 5, 4))
         ([((0, 0, 0), (10**15, 5, 4))], "not covered"),
         ([((0, 0, 0), (3, 5, 0))], "other dimensions"),
         ([((0, 0), (3, 20))], "other dimensions"),
+        ([((0, 0, 0), (1, 5, 4)), ((1, 0), (2, 5))], "other dimensions"),
         ([], "pieces"),
         ([((0, 0, 0), (1, 5, 4)), ((1, 0, 0), (2, 5, 4))], "no float32 array (1, 5, 4)"),
     ],
