@@ -2,26 +2,29 @@
 
 import math
 import os
-import pathlib
 
 from keras_megatron.backbone import MegatronBertBackbone
 from keras_megatron.checkpoints.assign import assign_weights
-from keras_megatron.checkpoints.megatron import MegatronCheckpoint, read_megatron
+from keras_megatron.checkpoints.megatron import (
+    CLASSIFICATION,
+    MULTIPLE_CHOICE,
+    MegatronCheckpoint,
+    read_megatron,
+)
 from keras_megatron.checkpoints.sources import open_checkpoint
 from keras_megatron.checkpoints.staging import reserve_space, staged_folder
+from keras_megatron.checkpoints.vocabulary_rows import choose_tokenizer, cut_padding
 from keras_megatron.checkpoints.weight_names import weights
 from keras_megatron.layers.common import weights_follow
 from keras_megatron.tasks.masked_lm import MegatronBertMaskedLM
-from keras_megatron.tasks.masked_lm_preprocessor import MegatronBertMaskedLMPreprocessor
+from keras_megatron.tasks.multiple_choice import MegatronBertMultipleChoice
 from keras_megatron.tasks.pretrainer import MegatronBertPretrainer
-from keras_megatron.tasks.pretrainer_preprocessor import MegatronBertPretrainerPreprocessor
+from keras_megatron.tasks.task import MegatronBertTask
+from keras_megatron.tasks.text_classifier import MegatronBertTextClassifier
 from keras_megatron.tokenizer import MegatronBertTokenizer
 
-_BUNDLED = pathlib.Path(__file__).parent.parent / "presets" / "vocabularies"
-# Rows of BERT's two vocabularies: padded to multiples of 128 times 1, 2, 4 or 8 GPUs.
-_ROWS = {29056: "cased", 29184: "cased", 29696: "cased", 30592: "uncased", 30720: "uncased"}
-_MOST_PADDING = 128 * 8
 _BINARY_HEAD = "cls.seq_relationship.weight"
+_CLASSIFIER_BIAS = "classifier.bias"
 _HDF5_OVERHEAD = 8192  # bytes for each array
 
 
@@ -36,14 +39,18 @@ def convert_checkpoint(
 ) -> list[str]:
     """Convert a Megatron-LM checkpoint to a preset that `from_preset` loads.
 
-    Peak memory is the float32 model and a fraction; the checkpoint is mapped, not loaded. Nothing
-    that it contains is executed.
+    The preset is of the task whose head the checkpoint has: a pretrainer or a masked language
+    model, or after fine-tuning a text classifier (`classification_head`) or a multiple-choice model
+    (`multichoice_head`). Peak memory is the float32 model and a fraction, however many shards there
+    are: they are mapped, not loaded. Nothing that they contain is executed.
 
     Args:
-        source: Release zip, unpacked checkpoint folder or `.pt` file.
+        source: Release zip, unpacked checkpoint folder (`mp_rank_*`, of any number of tensor and
+            pipeline ranks, or `torch_dist`), or a file of either.
         output: Folder to make: whole, or not at all. It must not exist, or be empty.
         vocabulary: `"uncased"`, `"cased"` or a file with one piece a line. By default BERT's whose
-            padded size is the number of the model's rows.
+            padded size is the number of the model's rows. Rows beyond the next multiple of 128,
+            which tensor parallelism pads with, are cut.
         num_heads: Attention heads. By default as the checkpoint's arguments say, else hidden / 64.
         layer_norm_epsilon: By default as the checkpoint's arguments say, else Megatron's 1e-5;
             1e-12 gives Hugging Face's numbers.
@@ -55,8 +62,8 @@ def convert_checkpoint(
         Keys of the checkpoint that the model has no place for.
 
     Raises:
-        ValueError: in one line: the checkpoint is damaged, hostile or of another model; the
-            vocabulary does not fit; or the disk is full.
+        ValueError: in one line: the checkpoint is damaged, hostile, of another model or without
+            one of its shards; the vocabulary does not fit; or the disk is full.
 
     Example:
     ```python
@@ -67,10 +74,11 @@ def convert_checkpoint(
     report = print if progress else _silent
     with staged_folder(output) as folder:
         report(f"Reading {source}", flush=True)
-        state = open_checkpoint(source, scratch=folder.parent)
-        checkpoint = read_megatron(state, num_heads, layer_norm_epsilon, mlp_activation)
-        del state
-        tokenizer = _tokenizer(vocabulary, checkpoint.config["vocabulary_size"])
+        shards = open_checkpoint(source, scratch=folder.parent)
+        checkpoint = read_megatron(shards, num_heads, layer_norm_epsilon, mlp_activation)
+        del shards
+        tokenizer = choose_tokenizer(vocabulary, checkpoint.config["vocabulary_size"])
+        checkpoint = cut_padding(checkpoint, tokenizer.vocabulary_size())
         reserve_space(folder, _weight_file_size(checkpoint))
         for note in checkpoint.notes:
             report(f"  {note}", flush=True)
@@ -88,29 +96,6 @@ def _silent(*_, **__) -> None:
     pass
 
 
-def _tokenizer(vocabulary: str | os.PathLike | None, rows: int) -> MegatronBertTokenizer:
-    """Make the tokenizer, and check that its padded vocabulary has the model's rows."""
-    if vocabulary is None:
-        vocabulary = _ROWS.get(rows)
-        if vocabulary is None:
-            raise ValueError(
-                f"the model has {rows} rows, which is neither BERT's cased nor its uncased "
-                "vocabulary: give one with --vocabulary (vocabulary=)"
-            )
-    bundled = _BUNDLED / f"bert_{vocabulary}.txt"
-    file = bundled if vocabulary in ("cased", "uncased") else pathlib.Path(vocabulary)
-    if not file.is_file():
-        raise ValueError(f"the vocabulary must be 'uncased', 'cased' or a file, not {vocabulary}")
-    tokenizer = MegatronBertTokenizer(file)
-    pieces = tokenizer.vocabulary_size()
-    if not pieces <= rows < pieces + _MOST_PADDING:
-        raise ValueError(
-            f"the vocabulary {vocabulary} has {pieces} pieces, which padding does not take to the "
-            f"model's {rows} rows: give the one that the model was trained with"
-        )
-    return tokenizer
-
-
 def _weight_file_size(checkpoint: MegatronCheckpoint) -> int:
     """Return the most bytes that the weights take in HDF5, a few percent more than they do."""
     numbers = sum(math.prod(weight.shape) for weight in checkpoint.weights.values())
@@ -119,20 +104,30 @@ def _weight_file_size(checkpoint: MegatronCheckpoint) -> int:
 
 def _build(
     checkpoint: MegatronCheckpoint, tokenizer: MegatronBertTokenizer
-) -> tuple[MegatronBertMaskedLM | MegatronBertPretrainer, list[str]]:
-    """Make the model; also return the checkpoint's keys for which it has no place.
+) -> tuple[MegatronBertTask, list[str]]:
+    """Make the model; also return the checkpoint's keys for which it has no place."""
+    has_pooler = any(name.startswith("bert.pooler.") for name in checkpoint.weights)
+    with weights_follow(has_pooler):
+        backbone = MegatronBertBackbone(**checkpoint.config, dtype="float32")
+    task, arguments = _task(checkpoint)
+    preprocessor = task.preprocessor_cls(tokenizer, sequence_length=backbone.max_sequence_length)
+    model = task(backbone, preprocessor=preprocessor, **arguments)
+    unused, _ = assign_weights(model, checkpoint.weights, optional_parts=("pooler",))
+    megatron = {row.hugging_face: row.megatron for row in weights(backbone.num_layers)}
+    return model, [megatron[name] for name in unused]
+
+
+def _task(checkpoint: MegatronCheckpoint) -> tuple[type[MegatronBertTask], dict]:
+    """Return the task whose head the checkpoint has, and its arguments beside the backbone.
 
     A checkpoint with a binary head makes a pretrainer's preset. Every task takes from it what it
     has: a masked language model its head, a next-sentence predictor the other.
     """
-    has_pooler = any(name.startswith("bert.pooler.") for name in checkpoint.weights)
-    with weights_follow(has_pooler):
-        backbone = MegatronBertBackbone(**checkpoint.config, dtype="float32")
-    task, preparing = MegatronBertMaskedLM, MegatronBertMaskedLMPreprocessor
-    if _BINARY_HEAD in checkpoint.weights:
-        task, preparing = MegatronBertPretrainer, MegatronBertPretrainerPreprocessor
-    preprocessor = preparing(tokenizer, sequence_length=backbone.max_sequence_length)
-    model = task(backbone, preprocessor, head_activation=checkpoint.head_activation)
-    unused, _ = assign_weights(model, checkpoint.weights, optional_parts=("pooler",))
-    megatron = {row.hugging_face: row.megatron for row in weights(backbone.num_layers)}
-    return model, checkpoint.unused + [megatron[name] for name in unused]
+    if checkpoint.fine_tuned == CLASSIFICATION:
+        (num_classes,) = checkpoint.weights[_CLASSIFIER_BIAS].shape
+        return MegatronBertTextClassifier, {"num_classes": num_classes}
+    if checkpoint.fine_tuned == MULTIPLE_CHOICE:
+        return MegatronBertMultipleChoice, {}
+    pretrained = _BINARY_HEAD in checkpoint.weights
+    task = MegatronBertPretrainer if pretrained else MegatronBertMaskedLM
+    return task, {"head_activation": checkpoint.head_activation}

@@ -5,7 +5,7 @@ import math
 import mmap
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import ml_dtypes
 import numpy as np
@@ -32,6 +32,27 @@ class LazyArray:
 def same_numbers(first: LazyArray, second: LazyArray) -> bool:
     """Say whether two arrays are equal."""
     return first.shape == second.shape and np.array_equal(first.read(), second.read())
+
+
+def joined(parts: Sequence[LazyArray], axis: int) -> LazyArray:
+    """Return arrays of one dtype laid end to end along an axis, read one after another.
+
+    Args:
+        parts: The arrays, at least one; they have the same shape.
+        axis: The axis.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    shape = list(parts[0].shape)
+    shape[axis] *= len(parts)
+
+    def read() -> np.ndarray:
+        whole = np.empty(shape, parts[0].dtype)
+        for part, place in zip(parts, np.split(whole, len(parts), axis), strict=True):
+            place[...] = part.read()
+        return whole
+
+    return LazyArray(tuple(shape), parts[0].dtype, read)
 
 
 class MappedFile:

@@ -1,37 +1,35 @@
-"""Reads the model out of a Megatron-LM checkpoint, whatever its version and spelling."""
+"""Reads the model out of a Megatron-LM checkpoint, whatever its version, spelling and sharding."""
 
 import dataclasses
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from keras_megatron.checkpoints.assign import check_weights
-from keras_megatron.checkpoints.mapped_files import LazyArray, same_numbers
+from keras_megatron.checkpoints.mapped_files import LazyArray
 from keras_megatron.checkpoints.megatron_arguments import (
     checkpoint_version,
     choose_settings,
     number,
     read_arguments,
 )
+from keras_megatron.checkpoints.shards import (
+    LAYER,
+    Shard,
+    check_grid,
+    drop_tied_copy,
+    merge_ranks,
+    merge_stages,
+    split_query_key_value,
+)
 from keras_megatron.checkpoints.weight_names import model_sizes, weights
 
-# What later versions of Megatron-LM renamed, back to the names of 2020.
-_SPELLINGS = (
-    (re.compile(r"^language_model\."), ""),
-    (re.compile(r"^encoder\."), "transformer."),
-    (re.compile(r"\.self_attention\."), ".attention."),
-    (re.compile(r"\.(input|post_attention|final)_norm\."), r".\1_layernorm."),
-    (re.compile(r"^lm_head\.norm\."), "lm_head.layernorm."),
-)
-_LAYER = re.compile(r"transformer\.layers\.(\d{1,4})\.")
-_PARTS = ("backbone", "pooler", "mlm_head", "binary_head")
-_OTHER_HEADS = ("classification_head.", "multichoice_head.")
+_PARTS = ("backbone", "pooler", "mlm_head", "binary_head", "classifier")
 _WORDS = "embedding.word_embeddings.weight"
 _SEGMENTS = "embedding.tokentype_embeddings.weight"
-_TIED_COPY = "word_embeddings_for_head.weight"
-_MOST_ENTRIES = 100_000
-_DEEPEST = 8
+CLASSIFICATION = "classification_head"
+MULTIPLE_CHOICE = "multichoice_head"
+_CORE_VERSION = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,19 +40,20 @@ class MegatronCheckpoint:
         config: Arguments of `MegatronBertBackbone`.
         head_activation: Activation of the masked language model's head.
         weights: In torch orientation, by their Hugging Face names.
-        unused: Keys of fine-tuned heads, which are not converted.
+        fine_tuned: `"classification_head"` or `"multichoice_head"`, or None if it has neither; the
+            weights of either are called `classifier`.
         notes: How each setting was decided, one line each.
     """
 
     config: dict[str, int | float | str]
     head_activation: str
     weights: dict[str, LazyArray]
-    unused: list[str]
+    fine_tuned: str | None
     notes: list[str]
 
 
 def read_megatron(
-    state,
+    shards: Sequence[Shard],
     num_heads: int | None = None,
     layer_norm_epsilon: float | None = None,
     mlp_activation: str | None = None,
@@ -62,78 +61,51 @@ def read_megatron(
     """Find configuration and weights in what Megatron-LM saved.
 
     Args:
-        state: The content of `model_optim_rng.pt`, as `load_torch_file` returns it.
+        shards: As `open_checkpoint` returns them.
         num_heads: Attention heads; from the checkpoint's arguments, else hidden / 64, if None.
         layer_norm_epsilon: From the checkpoint's arguments, else 1e-5, if None.
         mlp_activation: `"gelu"` or `"gelu_approximate"`; by the checkpoint's arguments if None.
 
     Raises:
-        ValueError: it is no checkpoint of one whole BERT, or a key is missing, unknown or of the
+        ValueError: the shards are not all of one whole BERT, or a key is missing, unknown or of the
             wrong shape.
     """
-    if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
-        shards = isinstance(state, dict) and "model0" in state
-        found = "a virtual pipeline's chunks" if shards else "no 'model'"
-        raise ValueError(f"the file is not a whole Megatron-LM checkpoint: it holds {found}")
+    check_grid(shards)
+    state = shards[0].content
     arguments, version = read_arguments(state), checkpoint_version(state)
-    tensors = _respell(_flatten(state["model"]))
-    _, hidden = _shape(tensors, _WORDS, 2)
+    ranks, of_core = merge_stages(shards)
+    if of_core:
+        version = max(version, _CORE_VERSION)
+    _, hidden = _shape(ranks[0], _WORDS, 2)
+    attention = _attention_dim(ranks)
     chosen, head_activation, notes = choose_settings(
-        arguments, hidden, num_heads, layer_norm_epsilon, mlp_activation
+        arguments, hidden, attention, num_heads, layer_norm_epsilon, mlp_activation, of_core
     )
-    notes.insert(0, f"checkpoint version {version:g}")
+    names = "Megatron-core's names" if of_core else f"checkpoint version {version:g}"
+    split = f", {len(shards)} shards, {len(ranks)} for each layer" if len(shards) > 1 else ""
+    notes.insert(0, names + split)
+    tensors = _join(ranks, chosen["num_heads"], attention, version)
     if _SEGMENTS not in tensors:
         shape = (2, hidden)
         tensors[_SEGMENTS] = LazyArray(shape, np.dtype("f4"), lambda: np.zeros(shape, "f4"))
         notes.append("no token-type embeddings in the checkpoint: zeros")
     config = {**_sizes(tensors, number(arguments, "num_layers")), **chosen}
-    _split_query_key_value(tensors, config, version)
-    _drop_tied_copy(tensors)
-
-    table = [row for row in weights(config["num_layers"]) if row.part in _PARTS]
-    absent = {"pooler", "binary_head"} - {row.part for row in table if row.megatron in tensors}
-    table = [row for row in table if row.part not in absent]
-    if "pooler" in absent:
+    fine_tuned = _rename_fine_tuned_head(tensors)
+    table = _table(tensors, config["num_layers"], fine_tuned)
+    if not any(row.part == "pooler" for row in table):
         notes.append("no pooler in the checkpoint: random, for fine-tuning to train")
-    check_weights(tensors, table, model_sizes(config), "megatron")
+    classifier = [row for row in table if row.part == "classifier"]
+    others = [row for row in table if row.part != "classifier"]
+    check_weights(tensors, others, model_sizes(config), "megatron")
+    if classifier:
+        labels, _ = _shape(tensors, f"{CLASSIFICATION}.weight", 2)
+        check_weights(tensors, classifier, model_sizes(config, labels), "megatron")
+        if fine_tuned == MULTIPLE_CHOICE and labels != 1:
+            raise ValueError(f"{MULTIPLE_CHOICE!r} has {labels} outputs: one scores each choice")
     canonical = {row.hugging_face: tensors.pop(row.megatron) for row in table}
-    for name in tensors:
-        if not name.startswith(_OTHER_HEADS):
-            raise ValueError(f"the checkpoint has a key that no BERT of Megatron has, {name!r}")
-    return MegatronCheckpoint(config, head_activation, canonical, sorted(tensors), notes)
-
-
-def _flatten(model: Mapping) -> dict[str, LazyArray]:
-    """Join the keys of nested dictionaries with dots."""
-    flat: dict[str, LazyArray] = {}
-    pending = [("", model, 0)]
-    for prefix, branch, depth in pending:
-        if len(pending) + len(flat) + len(branch) > _MOST_ENTRIES or depth > _DEEPEST:
-            raise ValueError("the checkpoint's 'model' is nested too deep, or has too many entries")
-        for key, value in branch.items():
-            name = f"{prefix}{key}"
-            if name.endswith("_extra_state"):
-                continue
-            if isinstance(value, dict):
-                pending.append((f"{name}.", value, depth + 1))
-            elif isinstance(value, LazyArray):
-                flat[name] = value
-            else:
-                raise ValueError(f"the checkpoint's {name!r} is no tensor")
-    return flat
-
-
-def _respell(tensors: Mapping[str, LazyArray]) -> dict[str, LazyArray]:
-    """Give the keys the names of 2020."""
-    respelled = {}
-    for original, tensor in tensors.items():
-        name = original
-        for pattern, replacement in _SPELLINGS:
-            name = pattern.sub(replacement, name)
-        if name in respelled:
-            raise ValueError(f"the checkpoint has {original!r} under two spellings")
-        respelled[name] = tensor
-    return respelled
+    if tensors:
+        raise ValueError(f"the checkpoint has a key that no BERT of Megatron has, {min(tensors)!r}")
+    return MegatronCheckpoint(config, head_activation, canonical, fine_tuned, notes)
 
 
 def _shape(tensors: Mapping[str, LazyArray], name: str, dimensions: int) -> tuple[int, ...]:
@@ -145,11 +117,32 @@ def _shape(tensors: Mapping[str, LazyArray], name: str, dimensions: int) -> tupl
     return shape
 
 
+def _attention_dim(ranks: Sequence[Mapping[str, LazyArray]]) -> int:
+    """Return the width of all heads together, of which each rank has its part."""
+    rows = _shape(ranks[0], "transformer.layers.0.attention.query_key_value.bias", 1)[0]
+    if rows % 3:
+        raise ValueError(f"the first layer's query_key_value has {rows} rows, not three times any")
+    return rows // 3 * len(ranks)
+
+
+def _join(
+    ranks: Sequence[dict[str, LazyArray]], num_heads: int, attention: int, version: float
+) -> dict[str, LazyArray]:
+    """Join the tensor ranks to the whole model."""
+    if num_heads % len(ranks):
+        raise ValueError(
+            f"{num_heads} attention heads are not split evenly over {len(ranks)} tensor ranks: "
+            "give the right number with --num-heads (num_heads=)"
+        )
+    for rank in ranks:
+        split_query_key_value(rank, num_heads // len(ranks), attention // num_heads, version)
+        drop_tied_copy(rank)
+    return merge_ranks(ranks)
+
+
 def _sizes(tensors: Mapping[str, LazyArray], claimed_layers: int | float | None) -> dict[str, int]:
     """Return the backbone's arguments that tensors tell."""
-    layers = {int(match[1]) for name in tensors if (match := _LAYER.match(name))}
-    if not layers or layers != set(range(len(layers))):
-        raise ValueError(f"the checkpoint's layers are not numbered from 0: {sorted(layers)[:8]}")
+    layers = {int(match[1]) for name in tensors if (match := LAYER.match(name))}
     if claimed_layers not in (None, len(layers)):
         raise ValueError(
             f"the checkpoint holds {len(layers)} layers but its arguments say {claimed_layers:g}: "
@@ -166,35 +159,23 @@ def _sizes(tensors: Mapping[str, LazyArray], claimed_layers: int | float | None)
     }
 
 
-def _split_query_key_value(tensors: dict[str, LazyArray], config: Mapping, version: float) -> None:
-    """Replace each `query_key_value` by three tensors, as `checkpoint_version` orders its rows.
-
-    Rows are [3, heads, head_dim] in version 0, [heads, head_dim, 3] in 1.0 and [heads, 3, head_dim]
-    since 2.0 (Megatron-LM, `fix_query_key_value_ordering`).
-    """
-    hidden, heads = config["hidden_dim"], config["num_heads"]
-    rows, axis = {0: ((3, heads, -1), 0), 1: ((heads, -1, 3), 2)}.get(version, ((heads, 3, -1), 1))
-    for i in range(config["num_layers"]):
-        module = f"transformer.layers.{i}.attention"
-        for kind, shape in (("weight", (hidden, hidden)), ("bias", (hidden,))):
-            name = f"{module}.query_key_value.{kind}"
-            fused_shape = (3 * hidden, *shape[1:])
-            if _shape(tensors, name, len(shape)) != fused_shape:
-                raise ValueError(
-                    f"{name!r} has shape {tensors[name].shape} but the model needs {fused_shape}"
-                )
-            fused = tensors.pop(name)
-            for index, part in enumerate(("query", "key", "value")):
-
-                def read(fused=fused, index=index, shape=shape) -> np.ndarray:
-                    split = fused.read().reshape(*rows, *shape[1:])
-                    return split.take(index, axis).reshape(shape)
-
-                tensors[f"{module}.{part}.{kind}"] = LazyArray(shape, fused.dtype, read)
+def _rename_fine_tuned_head(tensors: dict[str, LazyArray]) -> str | None:
+    """Return which head of fine-tuning there is, and give it the name that the table has."""
+    heads = [
+        head
+        for head in (CLASSIFICATION, MULTIPLE_CHOICE)
+        if any(name.startswith(f"{head}.") for name in tensors)
+    ]
+    if len(heads) > 1:
+        raise ValueError(f"the checkpoint has both {CLASSIFICATION!r} and {MULTIPLE_CHOICE!r}")
+    for name in [name for name in tensors if name.startswith(f"{MULTIPLE_CHOICE}.")]:
+        tensors[name.replace(MULTIPLE_CHOICE, CLASSIFICATION)] = tensors.pop(name)
+    return heads[0] if heads else None
 
 
-def _drop_tied_copy(tensors: dict[str, LazyArray]) -> None:
-    """Drop the last pipeline stage's copy of the word embeddings, which must be one."""
-    copy = tensors.pop(_TIED_COPY, None)
-    if copy and not same_numbers(copy, tensors[_WORDS]):
-        raise ValueError(f"{_TIED_COPY!r} is not equal to {_WORDS!r}, to which it is tied")
+def _table(tensors: Mapping[str, LazyArray], num_layers: int, fine_tuned: str | None) -> list:
+    """Return the rows of the table of weights that the checkpoint must have."""
+    table = [row for row in weights(num_layers) if row.part in _PARTS]
+    optional = {"binary_head", "classifier", "mlm_head" if fine_tuned else "pooler"}
+    absent = optional - {row.part for row in table if row.megatron in tensors}
+    return [row for row in table if row.part not in absent]

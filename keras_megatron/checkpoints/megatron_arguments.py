@@ -20,32 +20,29 @@ _UNSUPPORTED = {
     "squared_relu": True,
     "add_bias_linear": False,
     "normalization": "RMSNorm",
+    "group_query_attention": True,
+    "position_embedding_type": "rope",
 }
-_PARALLEL_SIZES = (
-    "model_parallel_size",
-    "tensor_model_parallel_size",
-    "pipeline_model_parallel_size",
-)
+# What versions called the numbers of ranks.
+TENSOR_SIZES = ("tensor_model_parallel_size", "model_parallel_size")
+PIPELINE_SIZES = ("pipeline_model_parallel_size",)
+
+
+def argument_values(state: Mapping) -> dict:
+    """Return the arguments of the training run, none if they were not saved."""
+    arguments = state.get("args")
+    if isinstance(arguments, Arguments):
+        arguments = arguments.values
+    return arguments if isinstance(arguments, dict) else {}
 
 
 def read_arguments(state: Mapping) -> dict:
     """Return the arguments of the training run, none if they were not saved.
 
     Raises:
-        ValueError: they describe a part of a model, or a model of another architecture.
+        ValueError: they describe a model of another architecture.
     """
-    arguments = state.get("args")
-    if isinstance(arguments, Arguments):
-        arguments = arguments.values
-    if not isinstance(arguments, dict):
-        return {}
-    for name in _PARALLEL_SIZES:
-        size = number(arguments, name)
-        if size is not None and size > 1:
-            raise ValueError(
-                f"the checkpoint is one of several shards ({name}={size:g}); only whole models are "
-                "read: merge the shards with Megatron-LM's tools first"
-            )
+    arguments = argument_values(state)
     for name, value in _UNSUPPORTED.items():
         if isinstance(arguments.get(name), bool | str) and arguments[name] == value:
             raise ValueError(f"the checkpoint was trained with {name}={value}: not supported")
@@ -81,18 +78,22 @@ def number(values: Mapping, name: str) -> int | float | None:
 def choose_settings(
     arguments: Mapping,
     hidden_dim: int,
+    attention_dim: int,
     num_heads: int | None = None,
     layer_norm_epsilon: float | None = None,
     mlp_activation: str | None = None,
+    of_core: bool = False,
 ) -> tuple[dict, str, list[str]]:
     """Decide what the tensors do not tell.
 
     Args:
         arguments: Of the training run.
         hidden_dim: Width of the hidden states.
+        attention_dim: Width of all heads together.
         num_heads: Overrides the arguments, as the next two.
         layer_norm_epsilon: Epsilon of every LayerNorm.
         mlp_activation: Activation of the feed-forward blocks.
+        of_core: Whether the model is Megatron-core's, whose head has erf whatever the arguments.
 
     Returns:
         Arguments of `MegatronBertBackbone`, the activation of the masked language model's head, and
@@ -101,16 +102,7 @@ def choose_settings(
     Raises:
         ValueError: a setting is out of range.
     """
-    heads, heads_rule = _first(
-        (num_heads, "as asked for"),
-        (number(arguments, "num_attention_heads"), "by the checkpoint's arguments"),
-        (hidden_dim // _HEAD_DIM, f"{_HEAD_DIM} wide each, as in all released models"),
-    )
-    if heads < 1 or heads != int(heads) or hidden_dim % heads:
-        raise ValueError(
-            f"{heads:g} attention heads do not divide the hidden size {hidden_dim}: give the right "
-            "number with --num-heads (num_heads=)"
-        )
+    heads, head_dim, heads_note = _heads(arguments, hidden_dim, attention_dim, num_heads)
     epsilon, epsilon_rule = _first(
         (layer_norm_epsilon, "as asked for"),
         (number(arguments, "layernorm_epsilon"), "by the checkpoint's arguments"),
@@ -119,20 +111,22 @@ def choose_settings(
     )
     if not 0 < epsilon < 1:
         raise ValueError(f"LayerNorm's epsilon must be between 0 and 1, not {epsilon:g}")
-    activation, activation_rule = _activation(arguments, mlp_activation)
+    activation, activation_rule = _activation(arguments, mlp_activation, of_core)
     # The fused GELU is the feed-forward blocks' alone; OpenAI's is the head's too.
     openai_gelu = arguments.get("openai_gelu") is True
-    head_activation = "gelu_approximate" if openai_gelu else "gelu"
+    head_activation = "gelu_approximate" if openai_gelu and not of_core else "gelu"
     chosen = {
-        "num_heads": int(heads),
+        "num_heads": heads,
         "layer_norm_epsilon": float(epsilon),
         "activation": activation,
         "dropout": _rate(arguments, "hidden_dropout"),
         "attention_dropout": _rate(arguments, "attention_dropout"),
         POST_LAYERNORM: arguments.get(POST_LAYERNORM) is True,
     }
+    if heads * head_dim != hidden_dim or hidden_dim % heads:
+        chosen["head_dim"] = head_dim
     notes = [
-        f"{heads:g} attention heads ({heads_rule})",
+        heads_note,
         f"LayerNorm epsilon {epsilon:g} ({epsilon_rule})",
         f"activation {activation} ({activation_rule}), of the head {head_activation}",
     ]
@@ -146,7 +140,34 @@ def _first(*choices: tuple) -> tuple:
     return next(choice for choice in choices if choice[0] is not None)
 
 
-def _activation(arguments: Mapping, asked_for: str | None) -> tuple[str, str]:
+def _heads(
+    arguments: Mapping, hidden_dim: int, attention_dim: int, asked_for: int | None
+) -> tuple[int, int, str]:
+    """Return the number of heads, the width of each, and a line about them."""
+    heads, rule = _first(
+        (asked_for, "as asked for"),
+        (number(arguments, "num_attention_heads"), "by the checkpoint's arguments"),
+        (attention_dim // _HEAD_DIM, f"{_HEAD_DIM} wide each, as in all released models"),
+    )
+    if heads < 1 or heads != int(heads) or attention_dim % heads:
+        what = "hidden size" if attention_dim == hidden_dim else "attention's size"
+        raise ValueError(
+            f"{heads:g} attention heads do not divide the {what} {attention_dim}: give the right "
+            "number with --num-heads (num_heads=)"
+        )
+    heads, head_dim = int(heads), attention_dim // int(heads)
+    width = number(arguments, "kv_channels")
+    if asked_for is None and width not in (None, head_dim):
+        raise ValueError(
+            f"the checkpoint's arguments say kv_channels={width:g}, but each of {heads} attention "
+            f"heads is {head_dim} wide: give the right number with --num-heads (num_heads=)"
+        )
+    if head_dim * heads != hidden_dim:
+        rule += f", {head_dim} wide each"
+    return heads, head_dim, f"{heads} attention heads ({rule})"
+
+
+def _activation(arguments: Mapping, asked_for: str | None, of_core: bool) -> tuple[str, str]:
     """Choose the GELU: Megatron-LM's fused one, since September 2020, is the approximation."""
     if asked_for is not None:
         if asked_for not in ACTIVATIONS:
@@ -160,6 +181,8 @@ def _activation(arguments: Mapping, asked_for: str | None) -> tuple[str, str]:
         return "gelu_approximate", "trained with openai_gelu"
     if "bias_gelu_fusion" in arguments:
         return "gelu", "trained without bias_gelu_fusion"
+    if of_core or not arguments:
+        return "gelu", "the checkpoint's arguments do not say that it was fused"
     return "gelu", "the checkpoint's arguments are from before Megatron-LM fused it"
 
 

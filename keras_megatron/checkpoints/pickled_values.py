@@ -68,6 +68,16 @@ class PickledArray(Buildable):
         self.array = np.frombuffer(_to_bytes(data), dtype.dtype).reshape(shape, order=order)
 
 
+class Ignored(Buildable):
+    """Stands for a value that has nothing to do with the weights; what it is made of is dropped."""
+
+    def __init__(self, *_):
+        pass
+
+    def set_state(self, state) -> None:
+        """Drop the state."""
+
+
 def _numpy_scalar(dtype, data):
     if len(data) != dtype.dtype.itemsize:
         raise ValueError("a pickled numpy number does not have the size of its dtype")
@@ -98,6 +108,19 @@ def _list_for_set(items=()):
     return list(items)
 
 
+# Classes of values that say nothing about the weights, by the modules that had them over the years:
+# enumerations among the arguments, and buffers of Transformer Engine's `_extra_state`.
+_IGNORED = (
+    *(f"megatron.{module}.ModelType" for module in ("model.enums", "core.enums")),
+    *(
+        f"megatron.{package}.enums.{name}"
+        for package in ("model", "core.transformer")
+        for name in ("ModelType", "LayerType", "AttnType", "AttnMaskType", "PositionEmbeddingType")
+    ),
+    *(f"megatron.core.transformer.enums.{name}" for name in ("AttnBackend", "CudaGraphScope")),
+    *("signal.Signals", "_io.BytesIO"),
+)
+
 _FUNCTIONS: dict[str, Callable | None] = {
     "argparse.Namespace": Arguments,
     "collections.OrderedDict": _ordered_dict,
@@ -110,5 +133,6 @@ _FUNCTIONS: dict[str, Callable | None] = {
     "numpy._core.multiarray.scalar": _numpy_scalar,
     "numpy.core.multiarray._reconstruct": PickledArray,
     "numpy._core.multiarray._reconstruct": PickledArray,
+    **dict.fromkeys(_IGNORED, Ignored),
 }
 KNOWN_VALUES = {name: Global(name, function) for name, function in _FUNCTIONS.items()}

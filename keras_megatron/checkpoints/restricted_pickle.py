@@ -36,7 +36,13 @@ class Global:
 
 
 class Buildable:
-    """A value whose state a pickle sets after making it."""
+    """A value whose state a pickle sets after making it.
+
+    Attributes:
+        as_key: Whether a pickle may use it as a dictionary's key; it is one by its identity.
+    """
+
+    as_key = False
 
     def set_state(self, state) -> None:
         """Take the state, or raise ValueError."""
@@ -168,7 +174,7 @@ class _Machine:
         if not isinstance(target, dict):
             raise ValueError(f"refused: its pickle sets items of a {type(target).__name__}")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            if not isinstance(key, _KEYS):
+            if not isinstance(key, _KEYS) and not (isinstance(key, Buildable) and key.as_key):
                 raise ValueError(f"refused: its pickle has a {type(key).__name__} as key")
             target[key] = value
 

@@ -30,10 +30,25 @@ _STORAGES = {
     "Byte": np.dtype("u1"),
     "Bool": np.dtype("?"),
 }
-_DTYPE_NAMES = (
-    *("float64", "double", "float32", "float", "float16", "half", "bfloat16"),
-    *("int64", "long", "int32", "int", "int16", "short", "int8", "uint8", "bool"),
-)
+# What `torch.dtype`s are called; a few have two names.
+DTYPES = {
+    "float64": np.dtype("f8"),
+    "double": np.dtype("f8"),
+    "float32": np.dtype("f4"),
+    "float": np.dtype("f4"),
+    "float16": np.dtype("f2"),
+    "half": np.dtype("f2"),
+    "bfloat16": BFLOAT16,
+    "int64": np.dtype("i8"),
+    "long": np.dtype("i8"),
+    "int32": np.dtype("i4"),
+    "int": np.dtype("i4"),
+    "int16": np.dtype("i2"),
+    "short": np.dtype("i2"),
+    "int8": np.dtype("i1"),
+    "uint8": np.dtype("u1"),
+    "bool": np.dtype("?"),
+}
 
 
 class Storage:
@@ -112,9 +127,9 @@ _FUNCTIONS: dict[str, Callable | None] = {
     "torch.Size": tuple,
     "torch.device": lambda *name_and_index: name_and_index,
     **{f"torch.{name}Storage": None for name in _STORAGES},
-    **{f"torch.{name}": None for name in _DTYPE_NAMES},
+    **{f"torch.{name}": None for name in DTYPES},
 }
-_KNOWN = KNOWN_VALUES | {name: Global(name, function) for name, function in _FUNCTIONS.items()}
+KNOWN = KNOWN_VALUES | {name: Global(name, function) for name, function in _FUNCTIONS.items()}
 
 
 class _Storages:
@@ -154,7 +169,7 @@ def _load_archive(file: MappedFile):
     if order and stored_member(file, order).read() != b"little":
         raise ValueError("the file was saved on a big-endian machine, which is not supported")
     storages = _Storages(len(file))
-    content = load_pickle(stored_member(file, members[pickles[0]]), _KNOWN, storages.find)
+    content = load_pickle(stored_member(file, members[pickles[0]]), KNOWN, storages.find)
     for key, storage in storages.by_key.items():
         member = members.get(f"{folder}data/{key}")
         if member is None or member.file_size < storage.size * storage.dtype.itemsize:
@@ -179,7 +194,7 @@ def _load_stream(file: MappedFile):
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise ValueError("the file was saved on a big-endian machine, which is not supported")
     storages = _Storages(len(file))
-    content = load_pickle(file, _KNOWN, storages.find)
+    content = load_pickle(file, KNOWN, storages.find)
     keys = load_pickle(file, {})
     strings = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
     if not strings or sorted(keys) != sorted(storages.by_key):

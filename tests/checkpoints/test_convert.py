@@ -130,12 +130,19 @@ def test_what_is_not_converted_is_reported(tmp_path, reference, vocabulary, caps
     source = tmp_path / "model_optim_rng.pt"
     release_format.write_checkpoint(source, reference, token_types=False)
     state = torch.load(source, weights_only=False)
-    state["model"]["classification_head"] = {"weight": torch.zeros(3, 32)}
+    head = {"weight": torch.zeros(3, 32), "bias": torch.zeros(3)}
+    state["model"]["classification_head"] = head
     torch.save(state, source)
     unused = convert_checkpoint(source, tmp_path / "preset", vocabulary=vocabulary)
-    assert unused == ["classification_head.weight"]
+    assert len(unused) == 7  # of the masked language model's and of the binary head
     printed = capsys.readouterr().out
-    parts = ("not converted: classification_head", "zeros", "version 0", "4 attention heads")
+    parts = (
+        "not converted: lm_head.dense.weight",
+        "not converted: binary_head.bias",
+        "zeros",
+        "version 0",
+        "4 attention heads",
+    )
     for text in parts:
         assert text in printed
 
@@ -166,14 +173,16 @@ def test_every_task_takes_its_head_from_a_conversion(tmp_path, reference, vocabu
 
 
 @pytest.mark.parametrize(
-    ("rows", "option", "pieces"),
+    ("rows", "option", "pieces", "kept"),
     [
-        (29056, None, 28996),
-        (29696, "cased", 28996),
-        (30592, None, 30522),
+        (29056, None, 28996, 29056),
+        (29184, None, 28996, 29056),
+        (29696, "cased", 28996, 29056),
+        (30592, None, 30522, 30592),
+        (30720, None, 30522, 30592),
     ],
 )
-def test_bundled_vocabularies(tmp_path, rows, option, pieces):
+def test_bundled_vocabularies(tmp_path, rows, option, pieces, kept):
     model = make_reference(vocab_size=rows, hidden_size=8, num_hidden_layers=1)
     release_format.write_release_zip(tmp_path / "release.zip", model)
     convert_checkpoint(
@@ -183,7 +192,9 @@ def test_bundled_vocabularies(tmp_path, rows, option, pieces):
     tokenizer = masked_lm.preprocessor.tokenizer
     assert tokenizer.vocabulary_size() == pieces
     assert tokenizer.lowercase == (pieces == 30522)
-    assert masked_lm.backbone.vocabulary_size == rows
+    assert masked_lm.backbone.vocabulary_size == kept
+    words = model.get_input_embeddings().weight.detach().numpy()[:kept]
+    np.testing.assert_array_equal(masked_lm.backbone.token_embedding.get_weights()[0], words)
     assert masked_lm.preprocessor.sequence_length == masked_lm.backbone.max_sequence_length
 
 

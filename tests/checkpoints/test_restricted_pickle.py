@@ -113,3 +113,23 @@ def test_plain_values_are_what_pickle_says():
             pickled = pickle.dumps({**value, "bytes": []}, protocol)
         for wrap in WRAPPINGS:
             assert load(wrap(pickled)) == pickle.loads(pickled)
+
+
+@pytest.mark.parametrize(
+    ("module", "attribute"),
+    [
+        ("megatron.model.enums", "ModelType"),
+        ("megatron.core.enums", "ModelType"),
+        ("megatron.core.transformer.enums", "AttnBackend"),
+        ("_io", "BytesIO"),
+    ],
+)
+def test_values_that_say_nothing_about_weights_are_dropped(module, attribute):
+    """Enumerations among Megatron-LM's arguments, buffers of Transformer Engine's extra state."""
+    made = hostile.call(hostile.name(module, attribute), b"K\x01")
+    for wrap in WRAPPINGS:
+        content = load(wrap(hostile.finish(b"}" + hostile.text("model_type") + made + b"s")))
+        assert list(content) == ["model_type"]
+        assert type(content["model_type"]).__module__.startswith("keras_megatron.")
+    with one_line_error("refused"):  # not what is inside of them
+        load(hostile.as_archive(hostile.finish(hostile.name(module, f"{attribute}.__init__"))))

@@ -1,0 +1,75 @@
+"""The vocabulary of a Megatron-LM checkpoint: which it is, and its rows without padding."""
+
+import dataclasses
+import os
+import pathlib
+
+from keras_megatron.checkpoints.mapped_files import LazyArray
+from keras_megatron.checkpoints.megatron import MegatronCheckpoint
+from keras_megatron.tokenizer import MegatronBertTokenizer
+
+_BUNDLED = pathlib.Path(__file__).parent.parent / "presets" / "vocabularies"
+# Rows of BERT's two vocabularies: padded to multiples of 128 times 1, 2, 4 or 8 GPUs.
+_ROWS = {29056: "cased", 29184: "cased", 29696: "cased", 30592: "uncased", 30720: "uncased"}
+_MULTIPLE = 128
+_MOST_PADDING = _MULTIPLE * 8
+_OF_WORDS = ("bert.embeddings.word_embeddings.weight", "cls.predictions.bias")
+
+
+def choose_tokenizer(vocabulary: str | os.PathLike | None, rows: int) -> MegatronBertTokenizer:
+    """Make the tokenizer, and check that padding takes its vocabulary to the model's rows.
+
+    Args:
+        vocabulary: `"uncased"`, `"cased"`, a file, or None for BERT's of this size.
+        rows: Of the model's table of words.
+
+    Raises:
+        ValueError: there is no such vocabulary, or it does not fit.
+    """
+    if vocabulary is None:
+        vocabulary = _ROWS.get(rows)
+        if vocabulary is None:
+            raise ValueError(
+                f"the model has {rows} rows, which is neither BERT's cased nor its uncased "
+                "vocabulary: give one with --vocabulary (vocabulary=)"
+            )
+    bundled = _BUNDLED / f"bert_{vocabulary}.txt"
+    file = bundled if vocabulary in ("cased", "uncased") else pathlib.Path(vocabulary)
+    if not file.is_file():
+        raise ValueError(f"the vocabulary must be 'uncased', 'cased' or a file, not {vocabulary}")
+    tokenizer = MegatronBertTokenizer(file)
+    pieces = tokenizer.vocabulary_size()
+    if not pieces <= rows < pieces + _MOST_PADDING:
+        raise ValueError(
+            f"the vocabulary {vocabulary} has {pieces} pieces, which padding does not take to the "
+            f"model's {rows} rows: give the one that the model was trained with"
+        )
+    return tokenizer
+
+
+def cut_padding(checkpoint: MegatronCheckpoint, pieces: int) -> MegatronCheckpoint:
+    """Cut the rows that one GPU would not have padded the vocabulary with.
+
+    Megatron-LM pads to a multiple of 128 times the number of tensor ranks, so that all of them have
+    as many rows; without ranks to split over, a multiple of 128 is enough.
+
+    Args:
+        checkpoint: The checkpoint.
+        pieces: Of the tokenizer.
+    """
+    rows, needed = checkpoint.config["vocabulary_size"], -(-pieces // _MULTIPLE) * _MULTIPLE
+    if rows <= needed:
+        return checkpoint
+
+    def cut(whole: LazyArray) -> LazyArray:
+        shape = (needed, *whole.shape[1:])
+        return LazyArray(shape, whole.dtype, lambda: whole.read()[:needed])
+
+    weights = {
+        name: cut(array) if name in _OF_WORDS else array
+        for name, array in checkpoint.weights.items()
+    }
+    note = f"{rows - needed} of {rows} rows of words cut: padding for tensor parallelism"
+    config = {**checkpoint.config, "vocabulary_size": needed}
+    notes = [*checkpoint.notes, note]
+    return dataclasses.replace(checkpoint, config=config, weights=weights, notes=notes)
