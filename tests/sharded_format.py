@@ -23,7 +23,7 @@ ROW_PARALLEL = "output.dense.weight"
 
 def padded_weights(hf_model, tensor_size):
     """Weights with the vocabulary padded to a multiple of 128 for each tensor rank."""
-    weights = {key: value.detach() for key, value in hf_model.state_dict().items()}
+    weights = {key: value.detach().clone() for key, value in hf_model.state_dict().items()}
     rows = weights[EMBEDDING].shape[0]
     multiple = 128 * tensor_size
     added = -rows % multiple
