@@ -80,8 +80,9 @@ def assign_weights(
     assigned = 0
     for weight, variable in rows:
         array = weight.to_keras(source[weight.hugging_face].read(), variable.shape)
-        # A copy in any case: a backend may keep the array, and the file can go away.
-        variable.assign(np.array(array, dtype=np.float32, order="C"))
+        # A copy of a view of a file: a backend may keep the array, and the file can go away.
+        copy = None if array.flags.writeable else True
+        variable.assign(np.array(array, dtype=np.float32, order="C", copy=copy))
         assigned += array.nbytes
         if assigned > _TRIM_EVERY:
             _return_freed_memory()

@@ -25,7 +25,7 @@ def watch():
     while not done.wait(0.01):
         peak[0] = max(peak[0], megabytes())
 
-watcher = threading.Thread(target=watch)
+watcher = threading.Thread(target=watch, daemon=True)  # an error must end the process
 watcher.start()
 convert_checkpoint(*sys.argv[1:])
 done.set()

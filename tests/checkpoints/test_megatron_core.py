@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -12,6 +13,8 @@ from checkpoint_helpers import masked_lm_logits, one_line_error
 
 from keras_megatron import MegatronBertMaskedLM, MegatronBertNextSentencePredictor
 from keras_megatron.checkpoints import convert_checkpoint
+from keras_megatron.checkpoints.megatron import read_megatron
+from keras_megatron.checkpoints.sources import open_checkpoint
 
 pytestmark = [pytest.mark.backend_independent, pytest.mark.parity]
 TOLERANCE = 2e-5
@@ -52,32 +55,68 @@ def differences(source, output, logits, vocabulary, **options):
     return max(mlm, binary)
 
 
-# The bare one has no arguments, so the heads are given.
+def test_logits_are_those_of_megatron_core(saved, tmp_path, vocabulary, parity):
+    difference = differences(
+        saved / "core.pt", tmp_path / "preset", saved / "logits.npz", vocabulary
+    )
+    parity("masked LM and sentence order, Megatron-core", difference, 0, TOLERANCE)
+
+
+def weights(source, **options):
+    """The weights of a source, and its configuration."""
+    found = read_megatron(open_checkpoint(source, source.parent), **options)
+    return {name: tensor.read() for name, tensor in found.weights.items()}, found.config
+
+
+# Those without arguments are given the number of heads.
 SOURCES = {
     "bare.pt": {"num_heads": HEADS},
-    "core.pt": {},
     "run": {},
     "run/iter_0000005": {},
-    "run/iter_0000005/.metadata": {},
-    "run/iter_0000005/__0_0.distcp": {},
     "numbered": {"num_heads": HEADS},
     "pieces": {},
     "ranks": {},
-    "ranks/mp_rank_01": {},
 }
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_logits_are_those_of_megatron_core(saved, tmp_path, vocabulary, parity, source):
-    difference = differences(
-        saved / source, tmp_path / "preset", saved / "logits.npz", vocabulary, **SOURCES[source]
-    )
-    parity(f"masked LM and sentence order, Megatron-core, {source}", difference, 0, TOLERANCE)
+def test_every_way_to_save_gives_the_same_weights(saved, source):
+    """Layers stacked or numbered, pieces of two ranks, Megatron-core's own split in two files."""
+    expected, config = weights(saved / "core.pt")
+    found, found_config = weights(saved / source, **SOURCES[source])
+    assert found_config == config
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array)
+
+
+def test_swapped_ranks_show(saved, tmp_path):
+    expected, _ = weights(saved / "core.pt")
+    for rank in (0, 1):
+        shutil.copytree(
+            saved / "ranks" / f"mp_rank_{rank:02d}", tmp_path / f"mp_rank_{1 - rank:02d}"
+        )
+    found, _ = weights(tmp_path)
+    different = [name for name in expected if not np.array_equal(found[name], expected[name])]
+    # The table of words, the head's bias, and of each layer query, key, value and what follows.
+    assert len(different) == 2 + LAYERS * (3 * 2 + 1 + 2 + 1)
 
 
 def test_fused_gelu_and_head_dimension_of_its_own(saved, tmp_path, vocabulary, parity):
     """`bias_activation_fusion` and `kv_channels`, both found in the arguments."""
     logits = saved / "wide_logits.npz"
+    found = read_megatron(open_checkpoint(saved / "wide", tmp_path))
+    expected = {
+        "num_layers": LAYERS,
+        "num_heads": HEADS,
+        "head_dim": 12,
+        "hidden_dim": HIDDEN,
+        "intermediate_dim": FEED_FORWARD,
+        "max_sequence_length": POSITIONS,
+        "activation": "gelu_approximate",
+    }
+    assert found.config.items() >= expected.items()
+    assert found.head_activation == "gelu"
     difference = differences(saved / "wide", tmp_path / "preset", logits, vocabulary)
     parity("masked LM and sentence order, Megatron-core, wide", difference, 0, TOLERANCE)
     difference = differences(
@@ -88,7 +127,7 @@ def test_fused_gelu_and_head_dimension_of_its_own(saved, tmp_path, vocabulary, p
 
 def test_another_number_of_heads_shows(saved, tmp_path, vocabulary):
     difference = differences(
-        saved / "run", tmp_path / "preset", saved / "logits.npz", vocabulary, num_heads=2
+        saved / "core.pt", tmp_path / "preset", saved / "logits.npz", vocabulary, num_heads=2
     )
     assert difference > 1000 * TOLERANCE
 
@@ -143,15 +182,3 @@ def test_an_untied_output_is_refused(saved, tmp_path, vocabulary):
     torch.save(state, tmp_path / "model.pt")
     with one_line_error("word_embeddings_for_head", "tied"):
         convert_checkpoint(tmp_path / "model.pt", tmp_path / "out", vocabulary, progress=False)
-
-
-def test_the_configuration_is_found(saved, tmp_path, vocabulary, capsys):
-    convert_checkpoint(saved / "wide", tmp_path / "preset", vocabulary)
-    backbone = MegatronBertMaskedLM.from_preset(str(tmp_path / "preset")).backbone
-    assert backbone.head_dim == 12
-    assert (backbone.num_layers, backbone.hidden_dim) == (LAYERS, HIDDEN)
-    assert (backbone.num_heads, backbone.intermediate_dim) == (HEADS, FEED_FORWARD)
-    assert backbone.max_sequence_length == POSITIONS
-    printed = capsys.readouterr().out
-    for text in ("Megatron-core's names", "12 wide each", "128 of 256 rows", "bias_gelu_fusion"):
-        assert text in printed

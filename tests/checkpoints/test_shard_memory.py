@@ -12,14 +12,14 @@ pytestmark = [
     pytest.mark.backend_independent,
     pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="no /proc here"),
 ]
-PIECES = 8000
+PIECES = 11900
 # The table of words is a tenth of the weights, as in the released models.
-SIZES = {"vocab_size": 8064, "num_hidden_layers": 6, "max_position_embeddings": 128}
+SIZES = {"vocab_size": 11904, "num_hidden_layers": 8, "max_position_embeddings": 128}
 
 
 @pytest.fixture(scope="module")
 def model():
-    """350 MB of weights."""
+    """470 MB of weights."""
     with torch.device("meta"):
         model = transformers.MegatronBertForPreTraining(transformers.MegatronBertConfig(**SIZES))
     model = model.to_empty(device="cpu").eval()
@@ -38,5 +38,5 @@ def test_many_shards_take_no_more_memory_than_the_model(tmp_path, model):
     measured, model_size = measure(source, tmp_path / "preset", vocabulary), model_megabytes(model)
     ratio = (measured["peak"] - measured["imports"]) / model_size
     print(f"model {model_size:.0f} MB; {measured}; ratio {ratio:.2f}")
-    assert model_size > 300
+    assert model_size > 400
     assert 0.9 < ratio < 1.3  # less than the model would be a measurement of something else

@@ -123,7 +123,7 @@ def swap(found, first, second):
 
 def test_swapped_tensor_ranks_show(model):
     found = sharded_format.shards(model, 0, 4)
-    swap(found, (0, 0), (1, 0))  # of the words the others have padding alone
+    swap(found, (0, 0), (1, 0))  # the others have no row of words that is not padding
     assert {name.rsplit(".", 2)[-2] for name in different(read(found), model)} >= {
         *("query", "key", "value", "dense", "word_embeddings"),
     }
