@@ -150,8 +150,8 @@ FINETUNE = {
     ({"--lora-rank": "0"}, "lora_rank must be at least 1, not 0"),
     ({"--dtype": "float33"}, "float33"),
     ({"--save-every": "0"}, "save_every must be at least 1, not 0"),
-    ({"--output": "{data}"}, "exists and is not of a fine-tuning run"),
-    ({"--output": "{tmp}/empty.tsv"}, "exists and is not of a fine-tuning run"),
+    ({"--output": "{data}"}, "exists and is not of a run"),
+    ({"--output": "{tmp}/empty.tsv"}, "exists and is not of a run"),
     ({"--output": "{tmp}/empty.tsv/run"}, "cannot write"),
 ])  # fmt: skip
 def test_what_cannot_be_trained_is_one_line(command, preset, data, tmp_path, options, message):
