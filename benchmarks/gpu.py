@@ -15,11 +15,10 @@ import importlib.util
 import os
 import pathlib
 import tempfile
-import types
 
 import inference
 import training
-from turns import Kind, compare, gpu, make, show, started, write_and_plot
+from turns import Kind, compare, gpu, make, shape_345m, show, started, write_and_plot
 
 BACKENDS = {key: name for key, name in inference.BACKENDS.items() if importlib.util.find_spec(key)}
 FORMS = {
@@ -83,8 +82,6 @@ def measure_training(options, folder: pathlib.Path, batches: dict) -> dict[str, 
     """
     from keras_megatron.pretraining.throughput import peak_flops, training_flops
 
-    shape = {"num_layers": options.layers, "num_heads": 16, "head_dim": 64}
-    shape |= {"vocabulary_size": 30_592, "hidden_dim": 1024, "intermediate_dim": 4096}
     works = {title: work for title, work in batches.items() if work[0] in options.batches}
     panels = {title: [] for title in works}
     for names in (COMPILED, [name for name in FORMS if name not in COMPILED]):
@@ -92,7 +89,7 @@ def measure_training(options, folder: pathlib.Path, batches: dict) -> dict[str, 
             for title, (name, tokens, masks) in works.items():
                 question, warm = [name, "step"], [name, "loss"]
                 rows = compare(forms, question, options.rounds, tokens, warm, at_once=True)
-                flops = training_flops(types.SimpleNamespace(**shape), tokens, LENGTH, masks)
+                flops = training_flops(shape_345m(options.layers), tokens, LENGTH, masks)
                 is_known = peak_flops(gpu()) and name != "sentences"
                 for row in rows:
                     used = flops / row["seconds"] / peak_flops(gpu()) if is_known else 0

@@ -9,17 +9,15 @@ measured with samples in rows of their own, and packed. Writes a CSV with the ma
 """
 
 import argparse
-import itertools
 import os
 import pathlib
 import statistics
 import tempfile
 import time
-import types
 
 import keras
 import numpy as np
-from turns import write
+from turns import shape_345m, write
 
 LENGTHS, BATCH, SECONDS = (128, 512), 32, 5.0
 H200_FLOPS, USED = 989e12, 0.5  # dense bfloat16, and a part of it that few trainings reach
@@ -55,11 +53,9 @@ def samples_a_second(files, tokenizer, workers: list[int]) -> list[dict]:
     from keras_megatron.pretraining.sentence_pairs import prefetched, pretraining_batches
     from keras_megatron.pretraining.throughput import training_flops
 
-    shape = {"num_layers": 24, "num_heads": 16, "head_dim": 64}
-    shape |= {"vocabulary_size": 30_592, "hidden_dim": 1024, "intermediate_dim": 4096}
     rows = []
     for length in LENGTHS:
-        flops = training_flops(types.SimpleNamespace(**shape), length, length, round(0.15 * length))
+        flops = training_flops(shape_345m(), length, length, round(0.15 * length))
         needed = H200_FLOPS * USED / flops
         rows.append(row(f"345M on an H200 at {USED:.0%}, {length} tokens", "samples", needed))
         for count in workers:
@@ -106,7 +102,7 @@ def steps_a_second(files, tokenizer, options) -> list[dict]:
         rate = 1 / statistics.median(seconds[name])
         rows.append(row(f"{what}{name}", "steps_per_second", rate))
         rows.append(row(f"{what}{name}", "places_a_step", places[name] / options.rounds))
-    first, second = itertools.islice((statistics.median(s) for s in seconds.values()), 2)
+    first, second = map(statistics.median, seconds.values())
     return [*rows, row(f"{what}packed", "times_faster", first / second)]
 
 

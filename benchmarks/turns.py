@@ -13,6 +13,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import types
 from collections.abc import Iterator
 
 import numpy as np
@@ -211,6 +212,18 @@ def write_and_plot(
     panels = {title: [{"work": title, **row} for row in rows] for title, rows in panels.items()}
     write([row for rows in panels.values() for row in rows], folder, name)
     plot(panels, folder / f"{name}.png", note)
+
+
+def shape_345m(layers: int = 24) -> types.SimpleNamespace:
+    """Return the sizes of the 345M shape, by the names that a backbone has for them."""
+    return types.SimpleNamespace(
+        vocabulary_size=30_592,
+        num_layers=layers,
+        num_heads=16,
+        head_dim=64,
+        hidden_dim=1024,
+        intermediate_dim=4096,
+    )
 
 
 def versions() -> list[str]:

@@ -10,6 +10,7 @@ from keras_megatron.backbone import MegatronBertBackbone
 from keras_megatron.finetuning.atomic import replace_json
 from keras_megatron.finetuning.recipe import adamw
 from keras_megatron.finetuning.run_folder import METRICS, RunFolder
+from keras_megatron.parallel.distribution import padded_vocabulary_size
 from keras_megatron.pretraining.checkpoints import Checkpoints
 from keras_megatron.pretraining.progress import PretrainingLog
 from keras_megatron.pretraining.sentence_pairs import prefetched, pretraining_batches
@@ -127,8 +128,8 @@ def _from_shape(settings: PretrainSettings) -> MegatronBertPretrainer:
     )
     shape["intermediate_dim"] = settings.intermediate_dim or 4 * settings.hidden_dim
     shape |= {} if settings.dropout is None else _dropout(settings.dropout)
-    pieces = -(-tokenizer.vocabulary_size() // 128) * 128  # as Megatron pads it
-    backbone = MegatronBertBackbone(pieces, **shape, dtype=settings.dtype)
+    rows = padded_vocabulary_size(tokenizer.vocabulary_size(), model_parallel_size=1)
+    backbone = MegatronBertBackbone(rows, **shape, dtype=settings.dtype)
     preprocessor = MegatronBertPretrainerPreprocessor(
         tokenizer, settings.sequence_length, max_ngram=3, whole_word_masking=True
     )
@@ -143,24 +144,23 @@ def _data(settings: PretrainSettings, model) -> tuple[grain.MapDataset, grain.Ma
     """Return the batches of all epochs, a part of a step each, and those to measure on."""
     tokenizer = model.preprocessor.tokenizer
 
-    def batches(prefix: str, size: int, seed: int) -> grain.MapDataset:
+    def batches(prefix: str, seed: int) -> grain.MapDataset:
         return pretraining_batches(
             TokenFiles.open(prefix, tokenizer),
             tokenizer,
-            size,
+            settings.batch_size // settings.accumulation,
             settings.sequence_length,
             settings.masking(),
             seed=seed,
             pair_rate=settings.pair_rate,
         )
 
-    part = settings.batch_size // settings.accumulation
-    made = batches(settings.tokens, part, settings.seed)
+    made = batches(settings.tokens, settings.seed)
     if settings.packing:
         made = pack_batches(model, made)
     if settings.held_out is None:
         return made, None
-    return made, batches(settings.held_out, part, _EVALUATION_SEED)
+    return made, batches(settings.held_out, _EVALUATION_SEED)
 
 
 def _fit(model, settings, batches, log: PretrainingLog, log_every: int, workers: int) -> None:
