@@ -50,7 +50,7 @@ def run(options, depth: int, order: bool, seed: int) -> dict:
         hidden_dim=options.hidden,
         max_sequence_length=64,
         sequence_length=64,
-        batch_size=32,
+        batch_size=options.batch_size,
         learning_rate=options.rate,
         final_learning_rate=0.0,
         warmup=0.05,
@@ -75,9 +75,8 @@ def plot(runs: dict, options, path: pathlib.Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure((9, 3.6), layout="constrained")
-    for axes, depth in zip(
-        figure.subplots(1, len(options.depths), sharey=True), options.depths, strict=True
-    ):
+    panels = figure.subplots(1, len(options.depths), sharey=True, squeeze=False)[0]
+    for axes, depth in zip(panels, options.depths, strict=True):
         for (of_depth, order, seed), done in runs.items():
             if of_depth == depth:
                 steps = [line["step"] for line in done["lines"]]
@@ -95,14 +94,15 @@ def plot(runs: dict, options, path: pathlib.Path) -> None:
 
 def report(runs: dict, options) -> str:
     """Return the page with the table."""
-    tokens = options.steps * 32 * 64
+    tokens = options.steps * options.batch_size * 64
     page = f"""# The order of LayerNorm and residual connections
 
 Megatron-LM moves BERT's LayerNorm before each block, which lets deeper models train (arXiv
 1909.08053, section 5.3, Figure 7). Here the same at a small scale: width {options.hidden},
-{options.steps} steps of 32 samples of 64 tokens ({tokens / 1e6:.1f}M places), AdamW at a peak rate
-of {options.rate:g}, no dropout, float32, Keras on {keras.config.backend()}. Both orders see the
-same batches; each seed has its own weights and data. Held out are documents that no run saw.
+{options.steps} steps of {options.batch_size} samples of 64 tokens ({tokens / 1e6:.1f}M places),
+AdamW at a peak rate of {options.rate:g}, no dropout, float32, Keras on {keras.config.backend()}.
+Both orders see the same batches; each seed has its own weights and data. Held out are documents
+that no run saw.
 
 ![Loss over steps, both orders, two depths](layernorm_order.png)
 
@@ -123,9 +123,10 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("corpus", metavar="CORPUS_PREFIX")
     parser.add_argument("held_out", metavar="HELD_OUT_PREFIX")
     parser.add_argument("work", type=pathlib.Path, metavar="WORK_FOLDER")
-    parser.add_argument("--depths", type=int, nargs="+", default=[4, 24])
+    parser.add_argument("--depths", type=int, nargs="+", default=[3, 12])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--hidden", type=int, default=64)
     parser.add_argument("--rate", type=float, default=3e-3)
     return parser.parse_args()

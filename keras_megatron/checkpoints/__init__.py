@@ -10,6 +10,7 @@ from keras_megatron.checkpoints.convert import convert_checkpoint
 from keras_megatron.checkpoints.export import export_to_transformers
 from keras_megatron.checkpoints.huggingface import check_folder, load_weights
 from keras_megatron.checkpoints.huggingface_config import backbone_config
+from keras_megatron.checkpoints.megatron_export import export_to_megatron
 from keras_megatron.tasks.task import MegatronBertTask
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "class_names",
     "convert_checkpoint",
     "default_class_names",
+    "export_to_megatron",
     "export_to_transformers",
     "load_weights",
     "task_arguments",
@@ -26,3 +28,4 @@ __all__ = [
 # Model code knows nothing of files, so its classes are given the method here.
 MegatronBertBackbone.export_to_transformers = export_to_transformers
 MegatronBertTask.export_to_transformers = export_to_transformers
+MegatronBertTask.export_to_megatron = export_to_megatron

@@ -77,7 +77,9 @@ def convert_checkpoint(
         shards = open_checkpoint(source, scratch=folder.parent)
         checkpoint = read_megatron(shards, num_heads, layer_norm_epsilon, mlp_activation)
         del shards
-        tokenizer = choose_tokenizer(vocabulary, checkpoint.config["vocabulary_size"])
+        tokenizer = choose_tokenizer(
+            vocabulary, checkpoint.config["vocabulary_size"], checkpoint.tensor_size
+        )
         checkpoint = cut_padding(checkpoint, tokenizer.vocabulary_size())
         reserve_space(folder, _weight_file_size(checkpoint))
         for note in checkpoint.notes:

@@ -46,6 +46,17 @@ def export_to_transformers(model: keras.Model, folder: str | os.PathLike) -> Non
         ValueError: Hugging Face's format has no place for something of the model, or the folder
             cannot be written; then nothing of it is left.
     """
+    with staged_folder(folder) as staged:
+        write_transformers(model, staged)
+
+
+def write_transformers(model: keras.Model, folder: pathlib.Path) -> None:
+    """Do what `export_to_transformers` does, into a folder that is there.
+
+    Raises:
+        ValueError: as there.
+        OSError: a file cannot be written.
+    """
     backbone = getattr(model, "backbone", model)
     architecture = architecture_of(type(model))
     tensors = model_weights(model)
@@ -65,11 +76,10 @@ def export_to_transformers(model: keras.Model, folder: str | os.PathLike) -> Non
         config["problem_type"] = problem_type(model.num_classes, model.multi_label)
     tokenizer = getattr(preprocessor, "tokenizer", None)
     config["pad_token_id"] = tokenizer.pad_token_id if tokenizer else 0
-    with staged_folder(folder) as staged:
-        _write_json(staged / "config.json", config)
-        save_safetensors(staged / "model.safetensors", tensors)
-        if tokenizer:
-            _write_tokenizer(staged, tokenizer, backbone.max_sequence_length)
+    _write_json(folder / "config.json", config)
+    save_safetensors(folder / "model.safetensors", tensors)
+    if tokenizer:
+        _write_tokenizer(folder, tokenizer, backbone.max_sequence_length)
 
 
 def _config(backbone, head_activation: str) -> dict:
@@ -118,8 +128,7 @@ def _classes(count: int, names: list[str] | None) -> dict:
 
 
 def _write_tokenizer(folder: pathlib.Path, tokenizer, longest: int) -> None:
-    pieces = "".join(f"{piece}\n" for piece in tokenizer.get_vocabulary())
-    (folder / "vocab.txt").write_text(pieces, encoding="utf-8")
+    write_vocabulary(folder, tokenizer)
     config = {
         "tokenizer_class": "BertTokenizer",
         "do_lower_case": tokenizer.lowercase,
@@ -129,6 +138,12 @@ def _write_tokenizer(folder: pathlib.Path, tokenizer, longest: int) -> None:
         **_SPECIAL_TOKENS,
     }
     _write_json(folder / "tokenizer_config.json", config)
+
+
+def write_vocabulary(folder: pathlib.Path, tokenizer) -> None:
+    """Write vocab.txt, a piece a line."""
+    pieces = "".join(f"{piece}\n" for piece in tokenizer.get_vocabulary())
+    (folder / "vocab.txt").write_text(pieces, encoding="utf-8")
 
 
 def _write_json(path: pathlib.Path, content: dict) -> None:

@@ -16,7 +16,7 @@ from keras_megatron.checkpoints.architectures import (
 from keras_megatron.checkpoints.assign import HEAD_PREFIXES, assign_weights, check_weights
 from keras_megatron.checkpoints.huggingface_config import backbone_config
 from keras_megatron.checkpoints.mapped_files import LazyArray, MappedFile, same_numbers
-from keras_megatron.checkpoints.padded_vocabulary import padded_weights
+from keras_megatron.checkpoints.padded_vocabulary import with_rows
 from keras_megatron.checkpoints.safetensors_files import load_safetensors
 from keras_megatron.checkpoints.torch_files import load_torch_file
 from keras_megatron.checkpoints.weight_names import model_sizes, weights
@@ -67,7 +67,7 @@ def load_weights(model: keras.Model, folder: str | os.PathLike) -> list[str]:
     source, foreign = open_weights(folder), {}
     rows = getattr(model, "backbone", model).vocabulary_size
     if rows > backbone_config(config)["vocabulary_size"]:
-        source = padded_weights(source, rows)
+        source = with_rows(source, rows)
     if own and named and own.name not in named:
         # Three tasks call their heads "classifier": that of another task is not this one's.
         foreign = {name: source.pop(name) for name in list(source) if name.startswith(_CLASSIFIER)}

@@ -13,6 +13,7 @@ from keras_megatron.checkpoints.megatron_arguments import (
     number,
     read_arguments,
 )
+from keras_megatron.checkpoints.query_key_value import split_query_key_value
 from keras_megatron.checkpoints.shards import (
     LAYER,
     Shard,
@@ -20,7 +21,6 @@ from keras_megatron.checkpoints.shards import (
     drop_tied_copy,
     merge_ranks,
     merge_stages,
-    split_query_key_value,
 )
 from keras_megatron.checkpoints.weight_names import model_sizes, weights
 
@@ -42,6 +42,7 @@ class MegatronCheckpoint:
         weights: In torch orientation, by their Hugging Face names.
         fine_tuned: `"classification_head"` or `"multichoice_head"`, or None if it has neither; the
             weights of either are called `classifier`.
+        tensor_size: Ranks that its layers were split over.
         notes: How each setting was decided, one line each.
     """
 
@@ -49,6 +50,7 @@ class MegatronCheckpoint:
     head_activation: str
     weights: dict[str, LazyArray]
     fine_tuned: str | None
+    tensor_size: int
     notes: list[str]
 
 
@@ -105,7 +107,7 @@ def read_megatron(
     canonical = {row.hugging_face: tensors.pop(row.megatron) for row in table}
     if tensors:
         raise ValueError(f"the checkpoint has a key that no BERT of Megatron has, {min(tensors)!r}")
-    return MegatronCheckpoint(config, head_activation, canonical, fine_tuned, notes)
+    return MegatronCheckpoint(config, head_activation, canonical, fine_tuned, len(ranks), notes)
 
 
 def _shape(tensors: Mapping[str, LazyArray], name: str, dimensions: int) -> tuple[int, ...]:

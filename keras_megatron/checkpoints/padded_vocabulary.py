@@ -53,20 +53,22 @@ def padded_variables() -> Iterator[None]:
         yield
 
 
-def padded_weights(source: Mapping[str, LazyArray], rows: int) -> dict[str, LazyArray]:
-    """Return weights by Hugging Face's names, those of words with more rows."""
-    padded = dict(source)
+def with_rows(source: Mapping[str, LazyArray], rows: int) -> dict[str, LazyArray]:
+    """Return weights by Hugging Face's names, those of words with so many rows, more or fewer."""
+    changed = dict(source)
     for name, fill in _HUGGING_FACE_FILLS.items():
         if name in source:
             array = source[name]
-            padded[name] = LazyArray(
+            changed[name] = LazyArray(
                 (rows, *array.shape[1:]),
                 array.dtype,
-                lambda read=array.read, fill=fill: _padded(read(), rows, fill),
+                lambda read=array.read, fill=fill: _padded(read()[:rows], rows, fill),
             )
-    return padded
+    return changed
 
 
 def _padded(array: np.ndarray, rows: int, fill: float) -> np.ndarray:
     missing = rows - len(array)
+    if not missing:
+        return array
     return np.concatenate([array, np.full((missing, *array.shape[1:]), fill, array.dtype)])

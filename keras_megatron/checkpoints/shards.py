@@ -1,11 +1,8 @@
 """Puts the shards of a checkpoint together: pipeline stages, virtual chunks, tensor ranks."""
 
 import dataclasses
-import itertools
 import re
 from collections.abc import Sequence
-
-import numpy as np
 
 from keras_megatron.checkpoints.mapped_files import LazyArray, joined, same_numbers
 from keras_megatron.checkpoints.megatron_arguments import (
@@ -18,8 +15,8 @@ from keras_megatron.checkpoints.spellings import flatten, is_of_core, respell
 
 LAYER = re.compile(r"transformer\.layers\.(\d{1,4})\.")
 _CHUNK = re.compile(r"model(\d{1,3})")
-_WORDS = "embedding.word_embeddings.weight"
-_TIED_COPY = "word_embeddings_for_head.weight"
+WORDS = "embedding.word_embeddings.weight"
+TIED_COPY = "word_embeddings_for_head.weight"
 # What tensor parallelism splits, and along which axis of (outputs, inputs): Megatron-LM's
 # ColumnParallelLinear and VocabParallelEmbedding, and the weight of its RowParallelLinear.
 _SPLIT = (
@@ -50,6 +47,11 @@ class Shard:
     name: str = "the file"
 
 
+def rank_folder(tensor_rank: int, pipeline_rank: int, pipeline_size: int) -> str:
+    """Return the name of the folder that a process saves to."""
+    return f"mp_rank_{tensor_rank:02d}" + (f"_{pipeline_rank:03d}" if pipeline_size > 1 else "")
+
+
 def check_grid(shards: Sequence[Shard]) -> None:
     """Check that all shards are there, and of one moment of one run.
 
@@ -65,11 +67,11 @@ def check_grid(shards: Sequence[Shard]) -> None:
     for tensor in range(tensor_size):
         for pipeline in range(pipeline_size):
             if (tensor, pipeline) not in there:
-                suffix = f"_{pipeline:03d}" if pipeline_size > 1 else ""
                 raise ValueError(
                     f"the checkpoint is split into {tensor_size * pipeline_size} shards "
                     f"({TENSOR_SIZES[0]}={tensor_size}, {PIPELINE_SIZES[0]}={pipeline_size}) and "
-                    f"mp_rank_{tensor:02d}{suffix} is missing: give the folder with all of them"
+                    f"{rank_folder(tensor, pipeline, pipeline_size)} is missing: give the folder "
+                    "with all of them"
                 )
     for shard in shards:
         for key in ("iteration", "checkpoint_version"):
@@ -157,45 +159,13 @@ def _add(whole: dict[str, LazyArray], chunk: dict[str, LazyArray], before: int) 
     return len(layers)
 
 
-def split_query_key_value(
-    tensors: dict[str, LazyArray], num_heads: int, head_dim: int, version: float
-) -> None:
-    """Replace each `query_key_value` of one tensor rank by three tensors.
-
-    Rows are [3, heads, head_dim] in version 0, [heads, head_dim, 3] in 1.0 and [heads, 3, head_dim]
-    since 2.0 (Megatron-LM, `fix_query_key_value_ordering`), of the rank's own heads in each: only
-    once they are split can ranks be joined.
+def split_axis(name: str) -> int | None:
+    """Return the axis along which tensor parallelism splits a weight, or None if it is copied.
 
     Args:
-        tensors: By the names of 2020; they change.
-        num_heads: Of this rank.
-        head_dim: Width of a head.
-        version: `checkpoint_version`.
-
-    Raises:
-        ValueError: one is missing, or has another shape.
+        name: As in 2020, with query, key and value apart.
     """
-    width = num_heads * head_dim
-    axis = {0: 0, 1: 2}.get(version, 1)
-    rows = [num_heads, head_dim]
-    rows.insert(axis, 3)
-    layers = {match[0] for name in tensors if (match := LAYER.match(name))}
-    for layer, kind in itertools.product(sorted(layers), ("weight", "bias")):
-        name = f"{layer}attention.query_key_value.{kind}"
-        if name not in tensors:
-            raise ValueError(f"the checkpoint lacks {name!r}")
-        fused = tensors.pop(name)
-        if fused.shape[:1] != (3 * width,):
-            needed = (3 * width, *fused.shape[1:])
-            raise ValueError(f"{name!r} has shape {fused.shape} but the model needs {needed}")
-        for index, part in enumerate(("query", "key", "value")):
-            shape = (width, *fused.shape[1:])
-
-            def read(fused=fused, index=index, shape=shape) -> np.ndarray:
-                split = fused.read().reshape(*rows, *shape[1:])
-                return split.take(index, axis).reshape(shape)
-
-            tensors[f"{layer}attention.{part}.{kind}"] = LazyArray(shape, fused.dtype, read)
+    return next((axis for pattern, axis in _SPLIT if pattern.fullmatch(name)), None)
 
 
 def merge_ranks(ranks: Sequence[dict[str, LazyArray]]) -> dict[str, LazyArray]:
@@ -214,7 +184,7 @@ def merge_ranks(ranks: Sequence[dict[str, LazyArray]]) -> dict[str, LazyArray]:
             raise ValueError(f"tensor rank {parts.index(None)} lacks {name!r}")
         if len({(part.shape, part.dtype) for part in parts}) > 1:
             raise ValueError(f"{name!r} does not have the same shape on all tensor ranks")
-        axis = next((axis for pattern, axis in _SPLIT if pattern.fullmatch(name)), None)
+        axis = split_axis(name)
         if axis is not None and axis < len(parts[0].shape):
             merged[name] = joined(parts, axis)
             continue
@@ -234,6 +204,6 @@ def drop_tied_copy(tensors: dict[str, LazyArray]) -> None:
     Raises:
         ValueError: it is not.
     """
-    copy = tensors.pop(_TIED_COPY, None)
-    if copy and not (_WORDS in tensors and same_numbers(copy, tensors[_WORDS])):
-        raise ValueError(f"{_TIED_COPY!r} is not equal to {_WORDS!r}, to which it is tied")
+    copy = tensors.pop(TIED_COPY, None)
+    if copy and not (WORDS in tensors and same_numbers(copy, tensors[WORDS])):
+        raise ValueError(f"{TIED_COPY!r} is not equal to {WORDS!r}, to which it is tied")

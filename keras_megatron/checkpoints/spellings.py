@@ -30,6 +30,26 @@ _CORE = (
     (r"^output_layer\.weight$", "word_embeddings_for_head.weight"),
 )
 _SPELLINGS = tuple((re.compile(pattern), new) for pattern, new in (*_LATER, *_CORE))
+# Back again, for layers of either kind.
+_TO_CORE = (
+    (r"^transformer\.", "encoder."),
+    (r"\.attention\.", ".self_attention."),
+    (r"\.query_key_value\.", ".linear_qkv."),
+    (r"\.self_attention\.dense\.", ".self_attention.linear_proj."),
+    (r"\.mlp\.dense_h_to_4h\.", ".mlp.linear_fc1."),
+    (r"\.mlp\.dense_4h_to_h\.", ".mlp.linear_fc2."),
+    (r"^lm_head\.layernorm\.", "lm_head.layer_norm."),
+    (r"^lm_head\.bias$", "output_layer.bias"),
+    (r"^word_embeddings_for_head\.", "output_layer."),
+)
+_TO_LOCAL = ((r"\.post_attention_layernorm\.", ".pre_mlp_layernorm."),)
+_TO_TRANSFORMER_ENGINE = (
+    (r"\.input_layernorm\.", ".self_attention.linear_qkv.layer_norm_"),
+    (r"\.post_attention_layernorm\.", ".mlp.linear_fc1.layer_norm_"),
+)
+# Names of Megatron-LM since 2021, which its versions after that read too.
+_TO_LATER = ((r"^transformer\.", "encoder."), (r"\.attention\.", ".self_attention."))
+_LANGUAGE_MODEL = ("embedding", "transformer", "encoder", "pooler")
 _OF_CORE = re.compile(r"encoder\.layers\.(\d+\.)?self_attention\.linear_qkv\.|output_layer\.bias$")
 
 
@@ -77,3 +97,42 @@ def respell(tensors: Mapping[str, LazyArray]) -> dict[str, LazyArray]:
             raise ValueError(f"the checkpoint has {original!r} under two spellings")
         respelled[name] = tensor
     return respelled
+
+
+def spell_as_core(
+    tensors: Mapping[str, LazyArray], transformer_engine: bool
+) -> dict[str, LazyArray]:
+    """Turn names of 2020 into Megatron-core's.
+
+    Args:
+        tensors: By the names of 2020.
+        transformer_engine: Whether LayerNorms belong to the products that follow them.
+    """
+    layer_norms = _TO_TRANSFORMER_ENGINE if transformer_engine else _TO_LOCAL
+    return {_renamed(name, (*_TO_CORE, *layer_norms)): value for name, value in tensors.items()}
+
+
+def spell_as_legacy(tensors: Mapping[str, LazyArray], later: bool) -> dict[str, dict]:
+    """Nest names of 2020 as Megatron-LM does.
+
+    Args:
+        tensors: By the names of 2020.
+        later: Whether to use the names since 2021.
+    """
+    nested: dict[str, dict] = {}
+    for name, tensor in tensors.items():
+        module, *rest = _renamed(name, _TO_LATER if later else ()).split(".")
+        branch = nested
+        if module in _LANGUAGE_MODEL:
+            branch = nested.setdefault("language_model", {})
+        branch = branch.setdefault(module, {})
+        if module == "embedding":
+            branch = branch.setdefault(rest.pop(0), {})
+        branch[".".join(rest)] = tensor
+    return nested
+
+
+def _renamed(name: str, rules: Iterable[tuple[str, str]]) -> str:
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name

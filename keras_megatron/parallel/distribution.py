@@ -71,18 +71,3 @@ class MegatronParallel(keras.distribution.ModelParallel):
             f"{name}={size} cannot be split over the {self.axis_size(axis)} devices of axis "
             f"{axis!r}: {remedy}"
         )
-
-
-def padded_vocabulary_size(pieces: int, model_parallel_size: int, multiple: int = 128) -> int:
-    """Return Megatron's size of the token table for a tokenizer.
-
-    Megatron-LM pads to a multiple of 128 times the tensor-parallel size
-    (`--make-vocab-size-divisible-by`), so that each device has as many rows.
-
-    Args:
-        pieces: the tokenizer's vocabulary size.
-        model_parallel_size: devices that the table is split over.
-        multiple: of the rows of each device.
-    """
-    rows = multiple * model_parallel_size
-    return -(-pieces // rows) * rows

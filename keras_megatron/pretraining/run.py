@@ -10,7 +10,7 @@ from keras_megatron.backbone import MegatronBertBackbone
 from keras_megatron.finetuning.atomic import replace_json
 from keras_megatron.finetuning.recipe import adamw
 from keras_megatron.finetuning.run_folder import METRICS, RunFolder
-from keras_megatron.parallel.distribution import padded_vocabulary_size
+from keras_megatron.padding import padded_vocabulary_size
 from keras_megatron.pretraining.checkpoints import Checkpoints
 from keras_megatron.pretraining.progress import PretrainingLog
 from keras_megatron.pretraining.sentence_pairs import prefetched, pretraining_batches

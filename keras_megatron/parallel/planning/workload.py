@@ -4,7 +4,7 @@ import dataclasses
 
 import keras
 
-from keras_megatron.parallel.distribution import padded_vocabulary_size
+from keras_megatron.padding import padded_vocabulary_size
 
 MOST_DEVICES = 1024
 
