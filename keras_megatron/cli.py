@@ -9,7 +9,13 @@ import rich.table
 import rich.text
 import typer
 
-from keras_megatron import cli_finetuning, cli_planning, cli_pretraining, cli_serving
+from keras_megatron import (
+    cli_checkpoints,
+    cli_finetuning,
+    cli_planning,
+    cli_pretraining,
+    cli_serving,
+)
 from keras_megatron.cli_presets import DEFAULT_PRESET, check_preset
 
 # Each with the work it is from; all are in the public domain.
@@ -97,45 +103,9 @@ def fill_mask(
 
 
 @app.command()
-def convert(
-    source: Annotated[
-        str, typer.Argument(help="Release zip, unpacked checkpoint folder or .pt file.")
-    ],
-    output: Annotated[str, typer.Argument(help="Folder to make: a preset for from_preset.")],
-    vocabulary: Annotated[
-        str | None,
-        typer.Option(help="uncased, cased, or a file; by default BERT's of this size."),
-    ] = None,
-    num_heads: Annotated[
-        int | None,
-        typer.Option(help="Attention heads; by default as the checkpoint says, else hidden / 64."),
-    ] = None,
-    layer_norm_epsilon: Annotated[
-        float | None,
-        typer.Option(help="By default as the checkpoint says, else 1e-5; Hugging Face has 1e-12."),
-    ] = None,
-    mlp_activation: Annotated[
-        str | None,
-        typer.Option(help="gelu or gelu_approximate; by default as the checkpoint was trained."),
-    ] = None,
-) -> None:
-    """Convert a Megatron checkpoint to a preset that every task loads."""
-    from keras_megatron.checkpoints import convert_checkpoint
-
-    convert_checkpoint(
-        source,
-        output,
-        vocabulary=vocabulary,
-        num_heads=num_heads,
-        layer_norm_epsilon=layer_norm_epsilon,
-        mlp_activation=mlp_activation,
-    )
-
-
-@app.command()
 def presets() -> None:
     """List the names that from_preset knows."""
-    from keras_megatron.presets.cache import cache_folder, is_cached
+    from keras_megatron.presets.cache import cache_folder, cached_folder
     from keras_megatron.presets.registry import known
 
     table = _table("Presets")
@@ -148,12 +118,14 @@ def presets() -> None:
         elif preset.release is None:
             weights = "none released"
         else:
-            weights = "cached" if is_cached(preset.name) else "downloaded on first use"
+            weights = "cached" if cached_folder(preset.name) else "downloaded on first use"
         table.add_row(preset.name, f"{preset.parameters():,}", weights)
     rich.console.Console().print(table)
     print(f"Cache: {cache_folder()} (set KERAS_HOME to move it)")
 
 
+app.command()(cli_checkpoints.convert)
+app.command()(cli_checkpoints.inspect)
 app.command()(cli_finetuning.finetune)
 app.command()(cli_finetuning.predict)
 app.command()(cli_planning.plan)

@@ -1,11 +1,12 @@
 """BERT's order of LayerNorm and residual connections against Megatron's: Figure 7 at a small scale.
 
-    KERAS_BACKEND=torch python tools/layernorm_order.py CORPUS_PREFIX HELD_OUT_PREFIX WORK_FOLDER
+    KERAS_BACKEND=torch python tools/layernorm_order.py CORPUS HELD_OUT WORK_FOLDER
 
-The prefixes are of token files, see `keras-megatron preprocess`. Both orders are pretrained on the
-same batches with the same settings, at two depths, from three seeds each, by `keras-megatron
-pretrain`; runs that are finished in WORK_FOLDER are left alone. Writes docs/layernorm_order.md and
-its picture.
+The first two are JSONL with `text`, as for `keras-megatron preprocess`. A small vocabulary is made
+of CORPUS, so that small models learn more than which words are frequent. Both orders are pretrained
+on the same batches with the same settings, at two depths, from three seeds each, by
+`keras-megatron pretrain`; runs that are finished in WORK_FOLDER are left alone. Writes
+docs/layernorm_order.md and its picture.
 """
 
 import argparse
@@ -15,14 +16,18 @@ import pathlib
 
 import keras
 import numpy as np
+import tokenizers
 
+from keras_megatron import MegatronBertTokenizer
+from keras_megatron.pretraining.corpus import write_corpus
 from keras_megatron.pretraining.run import pretrain
 from keras_megatron.pretraining.settings import PretrainSettings
 
 ROOT = pathlib.Path(__file__).parent.parent
-VOCABULARY = ROOT / "keras_megatron" / "presets" / "vocabularies" / "bert_uncased.txt"
+VOCABULARY_SIZE = 2048
 DOCS = ROOT / "docs"
 ORDERS = {False: "Megatron's: LayerNorm before each block", True: "BERT's: LayerNorm after the sum"}
+PARTS = ("corpus", "held_out")
 COLOURS = {False: "tab:blue", True: "tab:orange"}
 LOG_EVERY = 20
 
@@ -30,6 +35,7 @@ LOG_EVERY = 20
 def main() -> None:
     """Run what is not there, then write page and picture."""
     options = parse_options()
+    write_token_files(options)
     runs = {
         (depth, order, seed): run(options, depth, order, seed)
         for depth, seed, order in itertools.product(options.depths, options.seeds, ORDERS)
@@ -38,12 +44,28 @@ def main() -> None:
     (DOCS / "layernorm_order.md").write_text(report(runs, options), encoding="utf-8")
 
 
+def write_token_files(options) -> None:
+    """Make a vocabulary of the corpus and token files of both texts, if they are not there."""
+    vocabulary = options.work / "vocab.txt"
+    if vocabulary.exists():
+        return
+    options.work.mkdir(parents=True, exist_ok=True)
+    trained = tokenizers.BertWordPieceTokenizer(lowercase=True)
+    texts = (json.loads(line)["text"] for line in options.corpus.open(encoding="utf-8"))
+    trained.train_from_iterator(texts, vocab_size=VOCABULARY_SIZE, show_progress=False)
+    pieces = sorted(trained.get_vocab(), key=trained.get_vocab().get)
+    tokenizer = MegatronBertTokenizer(pieces, lowercase=True)
+    for name in PARTS:
+        write_corpus([getattr(options, name)], options.work / name, tokenizer)
+    vocabulary.write_text("".join(f"{piece}\n" for piece in pieces), encoding="utf-8")
+
+
 def run(options, depth: int, order: bool, seed: int) -> dict:
     """Pretrain, or read what was done; return the log's lines and the metrics."""
     settings = PretrainSettings(
-        tokens=options.corpus,
-        held_out=options.held_out,
-        vocabulary=str(VOCABULARY),
+        tokens=str(options.work / "corpus"),
+        held_out=str(options.work / "held_out"),
+        vocabulary=str(options.work / "vocab.txt"),
         steps=options.steps,
         num_layers=depth,
         num_heads=2,
@@ -98,7 +120,8 @@ def report(runs: dict, options) -> str:
     page = f"""# The order of LayerNorm and residual connections
 
 Megatron-LM moves BERT's LayerNorm before each block, which lets deeper models train (arXiv
-1909.08053, section 5.3, Figure 7). Here the same at a small scale: width {options.hidden},
+1909.08053, section 5.3, Figure 7). Here the same at a small scale: width {options.hidden}, a
+vocabulary of {VOCABULARY_SIZE:,} pieces,
 {options.steps} steps of {options.batch_size} samples of 64 tokens ({tokens / 1e6:.1f}M places),
 AdamW at a peak rate of {options.rate:g}, no dropout, float32, Keras on {keras.config.backend()}.
 Both orders see the same batches; each seed has its own weights and data. Held out are documents
@@ -120,8 +143,8 @@ that no run saw.
 def parse_options() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("corpus", metavar="CORPUS_PREFIX")
-    parser.add_argument("held_out", metavar="HELD_OUT_PREFIX")
+    parser.add_argument("corpus", type=pathlib.Path, metavar="CORPUS", help="JSONL")
+    parser.add_argument("held_out", type=pathlib.Path, metavar="HELD_OUT", help="JSONL")
     parser.add_argument("work", type=pathlib.Path, metavar="WORK_FOLDER")
     parser.add_argument("--depths", type=int, nargs="+", default=[3, 12])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])

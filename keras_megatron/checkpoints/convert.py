@@ -2,6 +2,10 @@
 
 import math
 import os
+import pathlib
+from collections.abc import Callable
+
+import keras
 
 from keras_megatron.backbone import MegatronBertBackbone
 from keras_megatron.checkpoints.assign import assign_weights
@@ -73,35 +77,74 @@ def convert_checkpoint(
     """
     report = print if progress else _silent
     with staged_folder(output) as folder:
-        report(f"Reading {source}", flush=True)
-        shards = open_checkpoint(source, scratch=folder.parent)
-        checkpoint = read_megatron(shards, num_heads, layer_norm_epsilon, mlp_activation)
-        del shards
-        tokenizer = choose_tokenizer(
-            vocabulary, checkpoint.config["vocabulary_size"], checkpoint.tensor_size
+        model, unused = read_model(
+            source,
+            folder.parent,
+            report,
+            vocabulary=vocabulary,
+            num_heads=num_heads,
+            layer_norm_epsilon=layer_norm_epsilon,
+            mlp_activation=mlp_activation,
         )
-        checkpoint = cut_padding(checkpoint, tokenizer.vocabulary_size())
-        reserve_space(folder, _weight_file_size(checkpoint))
-        for note in checkpoint.notes:
-            report(f"  {note}", flush=True)
-        report(f"Filling {len(checkpoint.weights)} weights", flush=True)
-        model, unused = _build(checkpoint, tokenizer)
-        del checkpoint
         report(f"Writing {output}", flush=True)
-        model.save_to_preset(str(folder))
+        write_preset(model, folder)
     for name in unused:
         report(f"  not converted: {name}", flush=True)
     return unused
 
 
+def read_model(
+    source: str | os.PathLike,
+    scratch: pathlib.Path,
+    report: Callable[..., None],
+    vocabulary: str | os.PathLike | None = None,
+    num_heads: int | None = None,
+    layer_norm_epsilon: float | None = None,
+    mlp_activation: str | None = None,
+) -> tuple[MegatronBertTask, list[str]]:
+    """Make the model that a Megatron-LM checkpoint holds.
+
+    Args:
+        source: As of `convert_checkpoint`, as those that are not described here.
+        scratch: Folder for what a compressed zip holds; remove it when done.
+        report: Called with a line for each step.
+        vocabulary: Name or file.
+        num_heads: Attention heads.
+        layer_norm_epsilon: Epsilon of every LayerNorm.
+        mlp_activation: Activation of the feed-forward blocks.
+
+    Returns:
+        The task, and keys of the checkpoint for which it has no place.
+
+    Raises:
+        ValueError: as of `convert_checkpoint`.
+    """
+    report(f"Reading {source}", flush=True)
+    shards = open_checkpoint(source, scratch)
+    checkpoint = read_megatron(shards, num_heads, layer_norm_epsilon, mlp_activation)
+    del shards
+    rows = checkpoint.config["vocabulary_size"]
+    tokenizer = choose_tokenizer(vocabulary, rows, checkpoint.tensor_size)
+    checkpoint = cut_padding(checkpoint, tokenizer.vocabulary_size())
+    for note in checkpoint.notes:
+        report(f"  {note}", flush=True)
+    report(f"Filling {len(checkpoint.weights)} weights", flush=True)
+    return _build(checkpoint, tokenizer)
+
+
+def write_preset(model: MegatronBertTask, folder: pathlib.Path) -> None:
+    """Write a model as a preset into a folder that is there.
+
+    Raises:
+        ValueError: it does not fit the disk.
+    """
+    numbers = (math.prod(w.shape) * keras.backend.dtype_size(w.dtype) // 8 for w in model.weights)
+    reserve_space(folder, sum(numbers) + _HDF5_OVERHEAD * len(model.weights))
+    model.save_to_preset(str(folder))
+
+
 def _silent(*_, **__) -> None:
     pass
-
-
-def _weight_file_size(checkpoint: MegatronCheckpoint) -> int:
-    """Return the most bytes that the weights take in HDF5, a few percent more than they do."""
-    numbers = sum(math.prod(weight.shape) for weight in checkpoint.weights.values())
-    return 4 * numbers + _HDF5_OVERHEAD * len(checkpoint.weights)
 
 
 def _build(
@@ -111,7 +154,7 @@ def _build(
     has_pooler = any(name.startswith("bert.pooler.") for name in checkpoint.weights)
     with weights_follow(has_pooler):
         backbone = MegatronBertBackbone(**checkpoint.config, dtype="float32")
-    task, arguments = _task(checkpoint)
+    task, arguments = task_of(checkpoint)
     preprocessor = task.preprocessor_cls(tokenizer, sequence_length=backbone.max_sequence_length)
     model = task(backbone, preprocessor=preprocessor, **arguments)
     unused, _ = assign_weights(model, checkpoint.weights, optional_parts=("pooler",))
@@ -119,7 +162,7 @@ def _build(
     return model, [megatron[name] for name in unused]
 
 
-def _task(checkpoint: MegatronCheckpoint) -> tuple[type[MegatronBertTask], dict]:
+def task_of(checkpoint: MegatronCheckpoint) -> tuple[type[MegatronBertTask], dict]:
     """Return the task whose head the checkpoint has, and its arguments beside the backbone.
 
     A checkpoint with a binary head makes a pretrainer's preset. Every task takes from it what it

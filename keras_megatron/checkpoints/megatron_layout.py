@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import re
 from collections.abc import Iterator, Mapping
 
 from keras_megatron.checkpoints.mapped_files import LazyArray
@@ -10,6 +11,9 @@ from keras_megatron.checkpoints.shards import LAYER, TIED_COPY, WORDS, split_axi
 
 VERSIONS = (0.0, 1.0, 2.0, 3.0)
 _FIRST_CHUNK = ("embedding.",)
+_ATTENTION_PART = re.compile(
+    rf"(?P<attention>{LAYER.pattern}attention\.)(?P<part>{'|'.join(PARTS)})\.(?P<kind>weight|bias)"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +107,7 @@ def shares(
         range(layout.tensor_parallel), range(layout.pipeline_parallel)
     ):
         local = {name: _share(name, array, rank, layout) for name, array in weights.items()}
-        _fuse(local, num_layers, num_heads // layout.tensor_parallel, layout.version)
+        local = _fused(local, num_heads // layout.tensor_parallel, layout.version)
         chunks: list[dict[str, LazyArray]] = [{} for _ in range(layout.virtual_pipeline)]
         for name, array in local.items():
             of_stage, chunk, renamed = layout.place(name, num_layers)
@@ -125,8 +129,20 @@ def _share(name: str, whole: LazyArray, rank: int, layout: MegatronLayout) -> La
     return LazyArray(shape, whole.dtype, lambda: whole.read()[part])
 
 
-def _fuse(weights: dict[str, LazyArray], num_layers: int, num_heads: int, version: float) -> None:
-    for layer, kind in itertools.product(range(num_layers), ("weight", "bias")):
-        prefix = f"transformer.layers.{layer}.attention."
-        parts = [weights.pop(f"{prefix}{part}.{kind}") for part in PARTS]
-        weights[f"{prefix}{FUSED}.{kind}"] = fuse_query_key_value(parts, num_heads, version)
+def _fused(
+    weights: Mapping[str, LazyArray], num_heads: int, version: float
+) -> dict[str, LazyArray]:
+    """Return weights with query, key and value as one, in the order in which Megatron-LM has them.
+
+    Others stop at the first key that is no layer's: transformers' script for one.
+    """
+    fused = {}
+    for name, array in weights.items():
+        match = _ATTENTION_PART.fullmatch(name)
+        if match is None:
+            fused[name] = array
+        elif match["part"] == PARTS[0]:
+            parts = [weights[f"{match['attention']}{part}.{match['kind']}"] for part in PARTS]
+            joined = fuse_query_key_value(parts, num_heads, version)
+            fused[f"{match['attention']}{FUSED}.{match['kind']}"] = joined
+    return fused

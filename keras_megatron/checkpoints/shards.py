@@ -114,7 +114,7 @@ def merge_stages(shards: Sequence[Shard]) -> tuple[list[dict[str, LazyArray]], b
     stages: dict[int, list[list[dict[str, LazyArray]]]] = {}
     of_core = False
     for shard in sorted(shards, key=lambda shard: (shard.tensor_rank, shard.pipeline_rank)):
-        chunks = [flatten(model) for model in _models(shard)]
+        chunks = [flatten(model) for model in chunks_of(shard)]
         of_core |= any(is_of_core(chunk) for chunk in chunks)
         stages.setdefault(shard.tensor_rank, []).append([respell(chunk) for chunk in chunks])
     for tensor_rank, of_stage in stages.items():
@@ -128,7 +128,7 @@ def merge_stages(shards: Sequence[Shard]) -> tuple[list[dict[str, LazyArray]], b
     return list(ranks.values()), of_core
 
 
-def _models(shard: Shard) -> list[dict]:
+def chunks_of(shard: Shard) -> list[dict]:
     """Return the chunks of the model that a shard has: several in a virtual pipeline."""
     content = shard.content
     if isinstance(content.get("model"), dict):

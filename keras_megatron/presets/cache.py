@@ -42,9 +42,10 @@ def cache_folder() -> pathlib.Path:
     return pathlib.Path(home).expanduser() / "models" / "keras_megatron"
 
 
-def is_cached(name: str) -> bool:
-    """Say whether the converted weights of a preset are there."""
-    return _converted_folder(name).is_dir()
+def cached_folder(name: str) -> pathlib.Path | None:
+    """Return the folder of a preset's converted weights, or None if they are not there."""
+    folder = _converted_folder(name)
+    return folder if folder.is_dir() else None
 
 
 def _converted_folder(name: str) -> pathlib.Path:

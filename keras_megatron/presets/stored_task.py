@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import keras
 from keras_hub.src.utils.preset_utils import check_file_exists, load_json
 
 from keras_megatron.checkpoints.architectures import (
@@ -54,6 +55,20 @@ def stored_task(preset: str) -> StoredTask | None:
             own = None if names == default_class_names(len(names)) else names
             return StoredTask(name, len(names), own)
     return None
+
+
+def class_of(preset: str) -> type:
+    """Return the class that a preset was saved from: a task, or the backbone.
+
+    Raises:
+        ValueError: it is none of this package.
+    """
+    stored = stored_task(preset)
+    name = stored.name if stored else "MegatronBertBackbone"
+    cls = keras.saving.get_registered_object(f"keras_megatron>{name}")
+    if cls is None:
+        raise ValueError(f"{preset} holds a {name}, which is no task or backbone of keras_megatron")
+    return cls
 
 
 def is_quantized(preset: str) -> bool:

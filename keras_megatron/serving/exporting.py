@@ -11,7 +11,7 @@ import keras
 import keras_hub
 
 from keras_megatron.checkpoints.staging import reason, staged_folder
-from keras_megatron.serving.loading import class_named, load
+from keras_megatron.serving.loading import check_class, load
 from keras_megatron.serving.settings import ExportSettings
 
 
@@ -71,7 +71,7 @@ def export(model, path: str | os.PathLike, format: str = "saved_model", **option
     settings = make_settings(format, options)
     if format != "saved_model":
         return _export_for_runtime(model, path, settings)
-    class_named(type(model).__name__, type(model))
+    check_class(type(model))
     with tempfile.TemporaryDirectory() as preset:
         model.save_to_preset(preset)
         return export_preset(preset, path, settings)

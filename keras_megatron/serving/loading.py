@@ -2,7 +2,7 @@
 
 import keras
 
-from keras_megatron.presets.stored_task import is_quantized, stored_task
+from keras_megatron.presets.stored_task import class_of, is_quantized
 from keras_megatron.serving.settings import ExportSettings
 
 
@@ -17,8 +17,7 @@ def load(preset: str, settings: ExportSettings, dtype: str):
     Raises:
         ValueError: its weights are quantized and another precision is asked for.
     """
-    stored = stored_task(preset)
-    cls = class_named(stored.name if stored else "MegatronBertBackbone")
+    cls = class_of(preset)
     if not is_quantized(preset):
         return cls.from_preset(preset, dtype=dtype)
     if settings.precision not in (None, "int8"):
@@ -29,20 +28,14 @@ def load(preset: str, settings: ExportSettings, dtype: str):
     return cls.from_preset(preset)
 
 
-def class_named(name: str, expected: type | None = None) -> type:
-    """Return the class of this package with a name.
-
-    Args:
-        name: of a task or of the backbone.
-        expected: what it should be, if that is known.
+def check_class(cls: type) -> None:
+    """Refuse a class that a preset cannot be loaded as.
 
     Raises:
-        ValueError: there is none, or it is another one.
+        ValueError: it is none of this package's, but derived from one perhaps.
     """
-    cls = keras.saving.get_registered_object(f"keras_megatron>{name}")
-    if cls is None or cls is not (expected or cls):
+    if keras.saving.get_registered_object(f"keras_megatron>{cls.__name__}") is not cls:
         raise ValueError(
-            f"a SavedModel is made of a task or a backbone of keras_megatron, not of {name}: give "
-            "its weights to one of these"
+            f"a SavedModel is made of a task or a backbone of keras_megatron, not of "
+            f"{cls.__name__}: give its weights to one of these"
         )
-    return cls
