@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from typing import Annotated
 
+import rich.box
 import rich.console
-import rich.markup
 import rich.table
+import rich.text
 import typer
 
 _SOURCE = (
@@ -92,22 +94,28 @@ def inspect(
     if as_json:
         print(json.dumps(dataclasses.asdict(found), indent=2))
         return
-    console = rich.console.Console(highlight=False, soft_wrap=True)
-    console.print(rich.markup.escape(f"{source}: {found.format}"))
+    console = rich.console.Console(highlight=False, markup=False)
+    console.print(f"{source}: {found.format}")
     for line in found.notes:
-        console.print(rich.markup.escape(f"  {line}"))
+        console.print(f"  {line}")
     for title, values in (("Settings", found.settings), ("Arguments", found.arguments)):
         if values:
-            table = rich.table.Table("Name", "Value", title=title, title_justify="left")
-            for name, value in values.items():
-                table.add_row(rich.markup.escape(name), rich.markup.escape(str(value)))
-            console.print(table)
-    table = rich.table.Table("Name", "Shape", "Numbers", title="Tensors", title_justify="left")
-    for tensor in found.tensors:
-        shape = " x ".join(map(str, tensor.shape)) or "scalar"
-        table.add_row(rich.markup.escape(tensor.name), shape, tensor.dtype)
-    console.print(table)
+            console.print(_table(title, ("Name", "Value"), values.items()))
+    rows = (
+        (t.name, " x ".join(map(str, t.shape)) or "scalar", t.dtype, t.shards)
+        for t in found.tensors
+    )
+    console.print(_table("Tensors", ("Name", "Shape", "Type", "Files"), rows))
     count = sum(tensor.size for tensor in found.tensors)
     console.print(f"{len(found.tensors)} tensors, {count:,} numbers")
     for name in found.dropped:
-        console.print(rich.markup.escape(f"not converted: {name}"))
+        console.print(f"not converted: {name}")
+
+
+def _table(title: str, columns: Iterable[str], rows: Iterable[Iterable]) -> rich.table.Table:
+    table = rich.table.Table(title=title, title_justify="left", box=rich.box.SIMPLE_HEAD)
+    for name in columns:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*(rich.text.Text(str(cell)) for cell in row))
+    return table

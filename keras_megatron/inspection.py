@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterable
 
 import h5py
+import numpy as np
 from keras_hub.src.utils.preset_utils import CONFIG_FILE
 
 from keras_megatron.checkpoints.architectures import ARCHITECTURES, named_architectures
@@ -18,6 +19,7 @@ from keras_megatron.checkpoints.huggingface_config import backbone_config
 from keras_megatron.checkpoints.mapped_files import LazyArray
 from keras_megatron.checkpoints.megatron import MegatronCheckpoint, read_megatron
 from keras_megatron.checkpoints.megatron_arguments import argument_values, checkpoint_version
+from keras_megatron.checkpoints.restricted_pickle import Global
 from keras_megatron.checkpoints.shards import Shard, chunks_of
 from keras_megatron.checkpoints.sources import open_checkpoint
 from keras_megatron.checkpoints.spellings import flatten, is_of_core
@@ -164,6 +166,10 @@ def _other_heads(checkpoint: MegatronCheckpoint, task: type) -> list[str]:
 
 def _plain(value):
     """Return a value as JSON has it, or in words."""
+    if isinstance(value, Global):  # a dtype of torch, a class of Megatron-LM
+        return value.name
+    if isinstance(value, np.number):
+        return value.item()
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, list | tuple) and all(isinstance(v, int | float | str) for v in value):
@@ -226,7 +232,8 @@ def _of_hdf5(file: pathlib.Path) -> list[TensorInfo]:
 
     def visit(name: str, item) -> None:
         if isinstance(item, h5py.Dataset):
-            found.append(TensorInfo(name, item.shape, item.attrs.get("dtype", item.dtype.name)))
+            dtype = item.attrs.get("dtype", item.dtype.name)
+            found.append(TensorInfo(f"{file.name}: {name}", item.shape, dtype))
 
     try:
         with h5py.File(file) as opened:

@@ -27,6 +27,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 VOCABULARY_SIZE = 2048
 DOCS = ROOT / "docs"
 ORDERS = {False: "Megatron's: LayerNorm before each block", True: "BERT's: LayerNorm after the sum"}
+INITIALIZER_RANGE = 0.1  # about what 0.02 is for the widths of real models
 PARTS = ("corpus", "held_out")
 COLOURS = {False: "tab:blue", True: "tab:orange"}
 LOG_EVERY = 20
@@ -77,8 +78,12 @@ def run(options, depth: int, order: bool, seed: int) -> dict:
         final_learning_rate=0.0,
         warmup=0.05,
         dropout=0.0,
+        max_ngram=1,
+        whole_words=False,
+        pair_rate=0.0,
         seed=seed,
         dtype="float32",
+        initializer_range=INITIALIZER_RANGE,
         apply_residual_connection_post_layernorm=order,
     )
     folder = options.work / f"{depth}_layers_{'bert' if order else 'megatron'}_seed_{seed}"
@@ -123,9 +128,9 @@ Megatron-LM moves BERT's LayerNorm before each block, which lets deeper models t
 1909.08053, section 5.3, Figure 7). Here the same at a small scale: width {options.hidden}, a
 vocabulary of {VOCABULARY_SIZE:,} pieces,
 {options.steps} steps of {options.batch_size} samples of 64 tokens ({tokens / 1e6:.1f}M places),
-AdamW at a peak rate of {options.rate:g}, no dropout, float32, Keras on {keras.config.backend()}.
-Both orders see the same batches; each seed has its own weights and data. Held out are documents
-that no run saw.
+AdamW at a peak rate of {options.rate:g}, no dropout, single pieces hidden, float32, Keras on
+{keras.config.backend()}. Both orders see the same batches; each seed has its own weights and data.
+Held out are documents that no run saw.
 
 ![Loss over steps, both orders, two depths](layernorm_order.png)
 

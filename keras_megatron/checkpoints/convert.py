@@ -1,11 +1,8 @@
 """Converts a Megatron-LM checkpoint to a preset folder."""
 
-import math
 import os
 import pathlib
 from collections.abc import Callable
-
-import keras
 
 from keras_megatron.backbone import MegatronBertBackbone
 from keras_megatron.checkpoints.assign import assign_weights
@@ -138,8 +135,7 @@ def write_preset(model: MegatronBertTask, folder: pathlib.Path) -> None:
     Raises:
         ValueError: it does not fit the disk.
     """
-    numbers = (math.prod(w.shape) * keras.backend.dtype_size(w.dtype) // 8 for w in model.weights)
-    reserve_space(folder, sum(numbers) + _HDF5_OVERHEAD * len(model.weights))
+    reserve_space(folder, 4 * model.count_params() + _HDF5_OVERHEAD * len(model.weights))
     model.save_to_preset(str(folder))
 
 

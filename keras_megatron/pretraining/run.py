@@ -123,9 +123,8 @@ def _from_preset(settings: PretrainSettings) -> MegatronBertPretrainer:
 def _from_shape(settings: PretrainSettings) -> MegatronBertPretrainer:
     tokenizer = MegatronBertTokenizer(settings.vocabulary, lowercase=settings.lowercase)
     shape = {name: getattr(settings, name) for name in SHAPE}
-    shape["apply_residual_connection_post_layernorm"] = (
-        settings.apply_residual_connection_post_layernorm
-    )
+    for name in ("initializer_range", "apply_residual_connection_post_layernorm"):
+        shape[name] = getattr(settings, name)
     shape["intermediate_dim"] = settings.intermediate_dim or 4 * settings.hidden_dim
     shape |= {} if settings.dropout is None else _dropout(settings.dropout)
     rows = padded_vocabulary_size(tokenizer.vocabulary_size(), model_parallel_size=1)

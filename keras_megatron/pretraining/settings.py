@@ -33,7 +33,8 @@ class PretrainSettings:
         hidden_dim: of the model.
         intermediate_dim: of the model; 4 times `hidden_dim` if None.
         max_sequence_length: positions of the model.
-        apply_residual_connection_post_layernorm: of a new model, see `MegatronBertBackbone`.
+        initializer_range: of a new model, see `MegatronBertBackbone`; so is the next one.
+        apply_residual_connection_post_layernorm: whether the order is BERT's.
         dropout: rate of the dropout everywhere; None leaves a preset's, and is 0.1 without one.
         sequence_length: tokens a sample.
         batch_size: samples a step of the optimizer.
@@ -64,6 +65,7 @@ class PretrainSettings:
     hidden_dim: int = 1024
     intermediate_dim: int | None = None
     max_sequence_length: int = 512
+    initializer_range: float = 0.02
     apply_residual_connection_post_layernorm: bool = False
     dropout: float | None = None
     sequence_length: int = 512
@@ -90,8 +92,10 @@ class PretrainSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
-        if self.weight_decay < 0 or self.clip <= 0:
-            raise ValueError("weight_decay must be at least 0, and clip above 0")
+        if self.weight_decay < 0 or self.clip <= 0 or self.initializer_range <= 0:
+            raise ValueError(
+                "weight_decay must be at least 0, and clip and initializer_range above 0"
+            )
         self.schedule()  # refuses what is out of range, as the next one
         self.masking()
         if self.batch_size % self.accumulation:
