@@ -7,6 +7,7 @@ from typing import Any
 from keras_hub.src.utils.preset_utils import check_file_exists, get_file, load_json
 
 from keras_megatron.checkpoints.huggingface import read_json
+from keras_megatron.checkpoints.huggingface_config import short
 
 VOCABULARY_FILE = "vocab.txt"  # one piece a line
 TOKENIZER_FILE = "tokenizer.json"  # of the `tokenizers` library; transformers 5 writes only this
@@ -16,6 +17,13 @@ _NORMALIZER = {
     "lowercase": "do_lower_case",
     "strip_accents": "strip_accents",
     "handle_chinese_chars": "tokenize_chinese_chars",
+}
+# Files of tokenizers that this package has not, and what they are called.
+_OTHER_TOKENIZERS = {
+    "spiece.model": "a SentencePiece tokenizer",
+    "sentencepiece.bpe.model": "a SentencePiece tokenizer",
+    "tokenizer.model": "a SentencePiece tokenizer",
+    "merges.txt": "a byte-pair tokenizer",
 }
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
@@ -46,6 +54,14 @@ def has_tokenizer(preset: str) -> bool:
     return any(check_file_exists(preset, file) for file in (VOCABULARY_FILE, TOKENIZER_FILE))
 
 
+def why_no_tokenizer(preset: str) -> str:
+    """Say what a preset without a vocabulary has instead."""
+    for file, kind in _OTHER_TOKENIZERS.items():
+        if check_file_exists(preset, file):
+            return f"{kind} ({file}), and MegatronBertTokenizer is a WordPiece one"
+    return "no vocabulary"
+
+
 def tokenizer_arguments(preset: str) -> dict[str, Any]:
     """Read the arguments of `MegatronBertTokenizer` from a preset.
 
@@ -63,8 +79,8 @@ def tokenizer_arguments(preset: str) -> dict[str, Any]:
         vocabulary = _pieces(preset, content)
     else:
         raise ValueError(
-            f"{preset} has neither {VOCABULARY_FILE} nor {TOKENIZER_FILE}: add one, or make a "
-            "MegatronBertTokenizer from the vocabulary that the model was trained with"
+            f"{preset} has {why_no_tokenizer(preset)}: add {VOCABULARY_FILE} or {TOKENIZER_FILE}, "
+            "or make a MegatronBertTokenizer from the vocabulary that the model was trained with"
         )
     settings = {**_normalizer(preset, content), **_read_if_there(preset, TOKENIZER_CONFIG_FILE)}
     return {"vocabulary": vocabulary, "lowercase": _lowercase(preset, settings)}
@@ -108,7 +124,8 @@ def _pieces(preset: str, content: dict) -> list[str]:
     kind = model.get("type") if isinstance(model, dict) else None
     if kind != "WordPiece":
         raise ValueError(
-            f"{preset}/{TOKENIZER_FILE} is of type {kind!r}, and Megatron BERT's is 'WordPiece'"
+            f"{preset}/{TOKENIZER_FILE} is of type {short(kind)}, and MegatronBertTokenizer is a "
+            "WordPiece one: load the model with preprocessor=None, and give it ids"
         )
     try:
         added = {token["content"]: token["id"] for token in content.get("added_tokens") or []}

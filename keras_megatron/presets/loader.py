@@ -24,7 +24,12 @@ from keras_megatron.checkpoints import (
 )
 from keras_megatron.checkpoints.padded_vocabulary import check_rows
 from keras_megatron.presets.cache import converted_weights
-from keras_megatron.presets.hugging_face import has_tokenizer, local_folder, tokenizer_arguments
+from keras_megatron.presets.hugging_face import (
+    has_tokenizer,
+    local_folder,
+    tokenizer_arguments,
+    why_no_tokenizer,
+)
 from keras_megatron.presets.keras_folders import MegatronBertKerasLoader, backbone_arguments
 from keras_megatron.presets.registry import find
 
@@ -91,7 +96,8 @@ class MegatronBertPresetLoader(PresetLoader):
             kwargs = {**task_arguments(cls, self.config), **kwargs}
         if "preprocessor" not in kwargs and not self.named and not has_tokenizer(self.preset):
             warnings.warn(
-                f"{self.preset} has no vocabulary: the model has no preprocessor and takes ids",
+                f"{self.preset} has {why_no_tokenizer(self.preset)}: the model has no preprocessor "
+                "and takes ids",
                 stacklevel=3,  # the caller of from_preset
             )
             kwargs["preprocessor"] = None

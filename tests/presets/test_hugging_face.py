@@ -109,13 +109,27 @@ def test_no_table_of_pieces(tmp_path, model):
 
 
 def test_no_vocabulary(tmp_path):
-    with pytest.raises(ValueError, match=r"has neither vocab\.txt nor tokenizer\.json"):
+    with pytest.raises(ValueError, match=r"has no vocabulary: add vocab\.txt or tokenizer\.json"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "kind"),
+    [
+        ("spiece.model", "SentencePiece"),
+        ("tokenizer.model", "SentencePiece"),
+        ("merges.txt", "byte"),
+    ],
+)
+def test_files_of_other_tokenizers_are_named(tmp_path, file, kind):
+    (tmp_path / file).write_bytes(b"")
+    with pytest.raises(ValueError, match=rf"has a {kind}.* \({file}\), .* WordPiece.*: add vocab"):
         read(tmp_path)
 
 
 def test_tokenizer_of_another_kind(tmp_path):
     write_tokenizer_file(tmp_path, type="BPE", vocab={"a": 0})
-    with pytest.raises(ValueError, match="is of type 'BPE', and Megatron BERT's is 'WordPiece'"):
+    with pytest.raises(ValueError, match=r"is of type 'BPE', .*preprocessor=None"):
         read(tmp_path)
 
 

@@ -89,7 +89,13 @@ def test_folder_without_tokenizer_gives_a_task_for_ids(hf_folder):
     with pytest.warns(UserWarning, match="has no preprocessor and takes ids"):
         task = MegatronBertMaskedLM.from_preset(str(hf_folder))
     assert task.preprocessor is None
-    with pytest.raises(ValueError, match=r"has neither vocab\.txt nor tokenizer\.json: add one"):
+    (hf_folder / "spiece.model").write_bytes(b"")
+    try:
+        with pytest.warns(UserWarning, match=r"has a SentencePiece tokenizer \(spiece\.model\)"):
+            MegatronBertMaskedLM.from_preset(str(hf_folder))
+    finally:
+        (hf_folder / "spiece.model").unlink()
+    with pytest.raises(ValueError, match=r"has no vocabulary: add vocab\.txt"):
         MegatronBertTokenizer.from_preset(str(hf_folder))
 
 
