@@ -13,6 +13,7 @@ from keras_megatron.finetuning.atomic import PARTIAL, remove_partial, replace_js
 from keras_megatron.finetuning.records import locate
 from keras_megatron.finetuning.training_log import TrainingLog
 from keras_megatron.finetuning.training_state import Progress, load_progress
+from keras_megatron.processes import is_first
 
 RUN, METRICS, PLOT, PRESET = "run.json", "metrics.json", "training.png", "preset"
 
@@ -91,9 +92,14 @@ class RunFolder:
         return load_progress(state) if state.exists() else Progress()
 
     def save_preset(self, model: keras.Model) -> None:
-        """Write the model as the preset, in place of the one before."""
+        """Write the model as the preset, in place of the one before.
+
+        Where several processes have a part of it each, all must call this.
+        """
         partial = self.path / (PRESET + PARTIAL)
         model.save_to_preset(str(partial))
+        if not is_first():
+            return
         if self.preset.exists():
             outdated = self.path / (f"{PRESET}.old{PARTIAL}")
             os.replace(self.preset, outdated)

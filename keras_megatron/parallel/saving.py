@@ -18,6 +18,7 @@ from keras.src.utils import file_utils
 from keras_megatron.backbone import MegatronBertBackbone
 from keras_megatron.finetuning import training_state
 from keras_megatron.patching import patched
+from keras_megatron.processes import one_of_several
 from keras_megatron.tasks.task import MegatronBertTask
 
 _discarding = False
@@ -52,6 +53,7 @@ _WRITERS = (
     (keras_hub.models.Backbone, "save_to_preset", discarded_arrays),
     (MegatronBertTask, "export_to_transformers", contextlib.nullcontext),
     (MegatronBertBackbone, "export_to_transformers", contextlib.nullcontext),
+    (MegatronBertTask, "export_to_megatron", contextlib.nullcontext),
 )
 # What writes by itself too, and must not run ahead of process 0.
 _CALLBACKS = (
@@ -70,6 +72,7 @@ def files_written_once(process: int, barrier: Callable[[], None]) -> Iterator[No
         barrier: waits until every process has called it.
     """
     with contextlib.ExitStack() as stack:
+        stack.enter_context(one_of_several(process, barrier))
         for owner, name, others in _WRITERS:
             write = _written_once(getattr(owner, name), others, process, barrier)
             stack.enter_context(patched(owner, **{name: write}))

@@ -15,6 +15,7 @@ from keras_megatron.finetuning.training_state import load_state
 from keras_megatron.pretraining.checkpoints import Checkpoints
 from keras_megatron.pretraining.settings import PretrainSettings
 from keras_megatron.pretraining.throughput import device_name, peak_flops, training_flops
+from keras_megatron.processes import is_first
 
 LOG, TENSORBOARD = "log.jsonl", "tensorboard"
 
@@ -54,13 +55,19 @@ class PretrainingLog(keras.callbacks.Callback):
         self._held_out, self._every = held_out, every
         self._state, self.progress = checkpoints.latest()
         self._schedule = settings.schedule()
-        self._bar = _Bar(settings.steps, verbose)
+        self._bar = _Bar(settings.steps, verbose and is_first())
 
     def on_train_begin(self, logs=None):
         """Take the log back to the checkpoint."""
+        self._peak = peak_flops(device_name())
+        self._bar.start(self.progress.step)
+        self._started = time.monotonic()
+        if is_first():
+            self._open_log(self.progress.step)
+
+    def _open_log(self, done: int) -> None:
         import tensorboardX
 
-        done = self.progress.step
         path = self._folder / LOG
         lines = path.read_text("utf-8").splitlines() if path.exists() else []
         kept = [line for line in lines if _is_until(line, done)]
@@ -68,9 +75,6 @@ class PretrainingLog(keras.callbacks.Callback):
         self._writer = tensorboardX.SummaryWriter(
             str(self._folder / TENSORBOARD), purge_step=done + 1, flush_secs=10
         )
-        self._peak = peak_flops(device_name())
-        self._bar.start(done)
-        self._started = time.monotonic()
 
     def on_train_batch_begin(self, batch, logs=None):
         """Go on from the checkpoint; now, as Keras has reset metrics and PyTorch drawn a seed."""
@@ -95,14 +99,16 @@ class PretrainingLog(keras.callbacks.Callback):
         last = step == self._settings.steps
         if self._held_out is not None and (last or self._is_due("evaluate")):
             line["held_out"] = self._measure()
-        self._write(line)
+        if is_first():
+            self._write(line)
         if last or self._is_due("save"):
             self._checkpoints.save(self.model, self.progress)
         self._started = time.monotonic()
 
     def on_train_end(self, logs=None):
         """Close what is open."""
-        self._writer.close()
+        if is_first():
+            self._writer.close()
         self._bar.stop()
 
     def metrics(self) -> dict:

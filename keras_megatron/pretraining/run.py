@@ -1,6 +1,8 @@
 """Pretraining from token files to a preset, in a folder of its own."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 
 import filelock
 import grain
@@ -16,6 +18,7 @@ from keras_megatron.pretraining.progress import PretrainingLog
 from keras_megatron.pretraining.sentence_pairs import prefetched, pretraining_batches
 from keras_megatron.pretraining.settings import SHAPE, PretrainSettings
 from keras_megatron.pretraining.token_files import TokenFiles
+from keras_megatron.processes import is_first, wait_for_all
 from keras_megatron.tasks.packed_training import pack_batches
 from keras_megatron.tasks.pretrainer import MegatronBertPretrainer
 from keras_megatron.tasks.pretrainer_preprocessor import MegatronBertPretrainerPreprocessor
@@ -69,24 +72,40 @@ def pretrain(
         return folder.metrics
     model = build_pretrainer(settings)
     batches, held_out = _data(settings, model)
-    folder.make()
-    lock = filelock.FileLock(folder.path / LOCK, blocking=False)
-    try:
-        with lock:
+    wait_for_all()  # each has seen the folder as it was
+    with _alone(folder):
+        if is_first():
             checkpoints.clean()
-            log = PretrainingLog(
-                folder.path,
-                checkpoints,
-                settings,
-                held_out,
-                every={"save": save_every, "log": log_every, "evaluate": evaluate_every},
-                verbose=verbose,
-            )
-            _fit(model, settings, batches, log, log_every, workers)
-            return _finish(model, folder, log)
+        wait_for_all()
+        log = PretrainingLog(
+            folder.path,
+            checkpoints,
+            settings,
+            held_out,
+            every={"save": save_every, "log": log_every, "evaluate": evaluate_every},
+            verbose=verbose,
+        )
+        _fit(model, settings, batches, log, log_every, workers)
+        return _finish(model, folder, log)
+
+
+@contextlib.contextmanager
+def _alone(folder: RunFolder) -> Iterator[None]:
+    """Make the folder, and keep other runs out of it; the first of several processes does.
+
+    Raises:
+        ValueError: there is another run in it.
+    """
+    if not is_first():
+        yield
+        return
+    folder.make()
+    try:
+        with filelock.FileLock(folder.path / LOCK, blocking=False):
+            yield
     except filelock.Timeout as error:
         raise ValueError(
-            f"another process is training in {output}: wait for it, or choose another place"
+            f"another process is training in {folder.path}: wait for it, or choose another place"
         ) from error
 
 
@@ -196,9 +215,10 @@ def _fit(model, settings, batches, log: PretrainingLog, log_every: int, workers:
 def _finish(model, folder: RunFolder, log: PretrainingLog) -> dict:
     """Write the preset and the metrics; the last checkpoints stay, to go on from."""
     folder.save_preset(model)
-    metrics = log.metrics()
-    replace_json(folder.path / METRICS, metrics)
-    return metrics
+    if is_first():
+        replace_json(folder.path / METRICS, log.metrics())
+    wait_for_all()
+    return folder.metrics
 
 
 def _check_intervals(steps: int, log_every: int, save_every: int, evaluate_every) -> None:
