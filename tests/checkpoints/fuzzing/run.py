@@ -57,7 +57,6 @@ def fuzz(arguments):
         if arguments.kind in (None, kind.__name__)
     ]
     warm_up(kinds)
-    harness.limit_address_space()
     report = {"outcomes": {}, "wrong": [], "seconds": {}}
     found = collections.Counter()
     for kind, count in kinds:
@@ -68,6 +67,8 @@ def fuzz(arguments):
             size = kind.place(kind.mutated(rng))
             if arguments.only is not None:
                 kind.read()
+            if number % 1000 == 0:
+                harness.limit_address_space()
             outcome, wrong = harness.judge(kind.read, size, number % 16 == 0)
             kind.clean()
             outcomes[outcome] += 1
