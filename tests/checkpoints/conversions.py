@@ -17,6 +17,7 @@ from multiprocessing import forkserver
 
 from keras_megatron import MegatronBertBackbone, MegatronBertMaskedLM
 from keras_megatron.checkpoints import convert_checkpoint, export_to_transformers
+from keras_megatron.layers.common import weights_follow
 
 # Of <sched.h> and <sys/mount.h>.
 _NEW_NAMESPACE, _NEW_USER, _PRIVATE = 0x20000, 0x10000000, 1 << 18 | 1 << 14
@@ -35,14 +36,14 @@ def load_preset(folder):
 
 def write_transformers(source, output, _):
     sizes = {"vocabulary_size": 128, "num_layers": 2, "num_heads": 2, "max_sequence_length": 16}
-    model = MegatronBertBackbone(**sizes, hidden_dim=32, intermediate_dim=32)
+    with weights_follow(True):  # zeros: to compile what makes random numbers takes seconds
+        model = MegatronBertBackbone(**sizes, hidden_dim=32, intermediate_dim=32)
     export_to_transformers(model, output)
 
 
 def load_transformers(folder):
-    import transformers
-
-    return transformers.MegatronBertModel.from_pretrained(folder)
+    """With this package, which checks every weight: transformers takes seconds to import."""
+    return MegatronBertBackbone.from_preset(str(folder))
 
 
 @dataclasses.dataclass(frozen=True)
