@@ -81,11 +81,13 @@ def sizes_of_disks(name, source, tmp_path, vocabulary):
     assert Conversion(tmp_path / "r", name, source, output, vocabulary).result()[0] == 0
     needed = sum(path.stat().st_size for path in output.rglob("*"))
     rng = random.Random(name)
-    return [needed, *(rng.randrange(1, 3 * needed) for _ in range(5)), 5 * needed]
+    return [needed // 8, needed, *(rng.randrange(1, 3 * needed) for _ in range(4)), 5 * needed]
 
 
-@formats
-@pytest.mark.parametrize("limit", [small_disk, small_files])
+@pytest.mark.parametrize(
+    ("name", "limit"),
+    [("preset", small_disk), ("preset", small_files), ("transformers", small_disk)],
+)
 def test_a_disk_that_is_full_at_any_byte(tmp_path, place, source, vocabulary, name, limit):
     if limit is small_disk and not conversions.can_have_small_disks(place):
         pytest.skip("this user may not mount file systems")
@@ -135,7 +137,12 @@ def test_kill_at_any_moment(tmp_path, place, source, vocabulary, name):
     rng, scratch, finished = random.Random(0), 0, 0
     for number in range(KILLS):
         conversion = Conversion(*arguments)
-        time.sleep(duration * (number + rng.random()) / KILLS)
+        if number % 2:
+            time.sleep(duration * (number + rng.random()) / KILLS)
+        else:  # once it writes
+            while conversion.process.is_alive() and not os.listdir(place):
+                time.sleep(0.001)
+            time.sleep(rng.random() * 0.01)
         conversion.kill()
         scratch += any(path.startswith(".output.") for path in os.listdir(place))
         if output.exists():
@@ -143,7 +150,8 @@ def test_kill_at_any_moment(tmp_path, place, source, vocabulary, name):
             os.rename(output, tmp_path / f"finished {number}")
             finished += 1
     print(f"{duration:.1f} s; {scratch} of {KILLS} left a scratch folder, {finished} were whole")
-    assert scratch > 1  # some were killed while they worked
+    if name == "preset":  # the other's writing takes a few milliseconds
+        assert scratch > 1  # some were killed while they worked
     assert Conversion(*arguments).result()[::2] == (0, ["output"])
     FORMATS[name].load(output)
 
