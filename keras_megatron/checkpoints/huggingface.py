@@ -16,8 +16,10 @@ from keras_megatron.checkpoints.architectures import (
 from keras_megatron.checkpoints.assign import HEAD_PREFIXES, assign_weights, check_weights
 from keras_megatron.checkpoints.huggingface_config import backbone_config
 from keras_megatron.checkpoints.mapped_files import LazyArray, MappedFile, same_numbers
+from keras_megatron.checkpoints.one_line import LONGEST_NAME, one_line
 from keras_megatron.checkpoints.padded_vocabulary import with_rows
 from keras_megatron.checkpoints.safetensors_files import load_safetensors
+from keras_megatron.checkpoints.staging import reason
 from keras_megatron.checkpoints.torch_files import load_torch_file
 from keras_megatron.checkpoints.weight_names import model_sizes, weights
 
@@ -110,7 +112,8 @@ def open_weights(folder: str | os.PathLike) -> dict[str, LazyArray]:
     tensors: dict[str, LazyArray] = {}
     for file in _shards(folder / name):
         for key, tensor in _load(file).items():
-            if not isinstance(tensor, LazyArray) or key in tensors:
+            named = isinstance(key, str) and len(key) <= LONGEST_NAME
+            if not named or not isinstance(tensor, LazyArray) or key in tensors:
                 raise ValueError(f"{file}: {str(key)[:100]!r} is no tensor, or there twice")
             tensors[key] = tensor
     if not any(key.startswith("bert.") for key in tensors):
@@ -128,9 +131,9 @@ def read_json(path: pathlib.Path) -> dict:
         ValueError: it is missing or damaged.
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(path.read_text("utf-8-sig"))
     except (ValueError, RecursionError, OSError) as error:
-        raise ValueError(f"cannot read {path}: {error}") from error
+        raise ValueError(f"cannot read {path}: {one_line(error)}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} does not hold a JSON object")
     return content
@@ -143,7 +146,8 @@ def _shards(path: pathlib.Path) -> list[pathlib.Path]:
     shards = read_json(path).get("weight_map")
     names = list(shards.values()) if isinstance(shards, dict) else [None]
     for name in names:
-        if not isinstance(name, str) or pathlib.PurePath(name).name != name:
+        plain = isinstance(name, str) and name.isprintable() and 0 < len(name) <= LONGEST_NAME
+        if not plain or pathlib.PurePath(name).name != name:
             raise ValueError(f"{path} must map each weight to a file beside it")
     return [path.with_name(name) for name in sorted(set(names))]
 
@@ -154,8 +158,10 @@ def _load(path: pathlib.Path) -> dict:
         if path.suffix == ".safetensors":
             return load_safetensors(file)
         content = load_torch_file(file)
-    except (ValueError, OSError) as error:
-        raise ValueError(f"cannot read {path}: {error}") from error
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {reason(error)}") from error
+    except ValueError as error:
+        raise ValueError(f"cannot read {path}: {one_line(error)}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} does not hold a dictionary of weights")
     return content

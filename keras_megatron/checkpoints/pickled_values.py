@@ -11,6 +11,8 @@ import numpy as np
 
 from keras_megatron.checkpoints.restricted_pickle import Buildable, Global
 
+_MOST_DIMENSIONS = 32
+_LARGEST = 2**53
 _NUMERIC_DTYPE = re.compile(r"[<>=|]?[biufc?]\d{0,2}")
 
 
@@ -61,7 +63,9 @@ class PickledArray(Buildable):
     def set_state(self, state) -> None:
         """Take shape, dtype, order and bytes."""
         shape, dtype, fortran, data = state[-4:]
-        sizes_fit = all(isinstance(size, int) and size >= 0 for size in shape)
+        sizes_fit = len(shape) <= _MOST_DIMENSIONS and all(
+            isinstance(size, int) and 0 <= size < _LARGEST for size in shape
+        )
         if not sizes_fit or len(data) != math.prod(shape) * dtype.dtype.itemsize:
             raise ValueError("a pickled numpy array does not have the size of its shape")
         order = "F" if fortran else "C"

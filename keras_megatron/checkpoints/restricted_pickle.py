@@ -1,23 +1,26 @@
 """Reads pickles without Python's unpickler: nothing that a file names can be imported or called.
 
-`pickletools` splits the stream into operations and this machine carries out those that saved
-tensors need. A name in the stream is only looked up in a fixed table of our own functions; every
-other name, and every operation that could reach beyond the table, is a ValueError.
+This machine carries out the operations that saved tensors need, and no others. A name in the stream
+is only looked up in a fixed table of our own functions; every other name, and every operation that
+could reach beyond the table, is a ValueError.
 Format: https://github.com/python/cpython/blob/3.11/Lib/pickletools.py
 """
 
 import dataclasses
-import pickletools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from keras_megatron.checkpoints.mapped_files import MappedFile
+from keras_megatron.checkpoints.one_line import one_line
+from keras_megatron.checkpoints.pickle_operations import NAMES, operations
 
-# A real checkpoint of 48 layers with its optimizer has about 50,000 operations.
-MOST_OPERATIONS = 3_000_000
+# What calls take may be copied or searched by them: as much as the file has, but for short things.
+_SHORT = 16
+_ALLOWANCE = 1 << 16
 
+# Without LONG4, whose numbers have megabytes, and STRING, which Python 2 wrote as text.
 _LITERALS = {
-    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
-    *("STRING", "BINSTRING", "SHORT_BINSTRING"),
+    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "FLOAT", "BINFLOAT"),
+    *("BINSTRING", "SHORT_BINSTRING"),
     *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
     *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
 }
@@ -72,27 +75,25 @@ def load_pickle(
         ValueError: the pickle is damaged, or asks for anything else. Nothing was run.
     """
     try:
-        return _Machine(known, persistent_load).run(file)
+        return _Machine(known, persistent_load, len(file)).run(file)
+    except ValueError as error:
+        raise ValueError(one_line(error)) from error
     except (LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise ValueError(f"the pickle is damaged ({type(error).__name__})") from error
 
 
 class _Machine:
-    def __init__(self, known: Mapping[str, Global], persistent_load: Callable):
+    def __init__(self, known: Mapping[str, Global], persistent_load: Callable, size: int):
         self.known = known
         self.persistent_load = persistent_load
+        self.allowance = 2 * size + _ALLOWANCE
         self.stack: list = []
         self.below: list[list] = []  # the stacks under each mark
         self.memo: dict[int, object] = {}
 
     def run(self, file: MappedFile):
-        operations = pickletools.genops(file)
-        for count, (operation, argument, _) in enumerate(operations):
-            if count > MOST_OPERATIONS:
-                raise ValueError(f"the pickle has more than {MOST_OPERATIONS} operations")
-            if operation.name == "STOP":
-                break
-            self.step(operation.name, argument)
+        for name, argument in operations(file, _SUPPORTED):
+            self.step(name, argument)
         (result,) = self.stack
         return result
 
@@ -107,16 +108,23 @@ class _Machine:
             items = [self.stack.pop() for _ in range(_TUPLES[name])]
             self.stack.append(tuple(reversed(items)))
         else:
-            operation = getattr(self, f"do_{name.lower()}", None)
-            if operation is None:
-                raise ValueError(f"refused: its pickle uses {name}, which no checkpoint needs")
-            operation(argument)
+            getattr(self, f"do_{name.lower()}")(argument)
 
     def pop_to_mark(self) -> list:
         items, self.stack = self.stack, self.below.pop()
         return items
 
+    def charge(self, values: Iterable) -> None:
+        """Refuse what has a call work on the same long value again and again."""
+        sizes = (len(v) for v in values if isinstance(v, str | bytes | list | tuple | dict))
+        self.allowance -= sum(size for size in sizes if size > _SHORT)
+        if self.allowance < 0:
+            raise ValueError("refused: its pickle uses long values over and over")
+
     # === Structure ===
+
+    def do_stop(self, _):
+        pass
 
     def do_proto(self, _):
         pass
@@ -218,6 +226,9 @@ class _Machine:
         arguments, function = self.stack.pop(), self.stack.pop()
         if not isinstance(function, Global) or not function.function:
             raise ValueError("refused: its pickle calls what is not a function of the format")
+        if type(arguments) is not tuple:
+            raise ValueError(f"refused: its pickle calls with a {type(arguments).__name__}")
+        self.charge(arguments)
         self.stack.append(function.function(*arguments))
 
     do_newobj = do_reduce
@@ -226,8 +237,16 @@ class _Machine:
         state, target = self.stack.pop(), self.stack[-1]
         if not isinstance(target, Buildable):
             raise ValueError(f"refused: its pickle sets the state of a {type(target).__name__}")
+        self.charge(state if type(state) is tuple else ())
         target.set_state(state)
 
     def do_binpersid(self, _):
         identifier = self.stack.pop()
+        self.charge([identifier])
         self.stack.append(self.persistent_load(identifier))
+
+
+_SUPPORTED = {
+    *(*_LITERALS, *_CONSTANTS, *_EMPTY, *_TUPLES),
+    *(name for name in NAMES if hasattr(_Machine, f"do_{name.lower()}")),
+}

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from keras_megatron.checkpoints.mapped_files import BFLOAT16, LazyArray, MappedFile
+from keras_megatron.checkpoints.one_line import LONGEST_NAME, one_line
 
 _DTYPES = {
     "F64": np.dtype("f8"),
@@ -27,6 +28,9 @@ _DTYPES = {
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _ALIGNMENT = 8
+_LONGEST_HEADER = 1 << 24  # a hundred times that of a model of a hundred layers
+_MOST_DIMENSIONS = 8
+_LARGEST = 2**53
 
 
 def load_safetensors(file: MappedFile) -> dict[str, LazyArray]:
@@ -39,24 +43,38 @@ def load_safetensors(file: MappedFile) -> dict[str, LazyArray]:
         ValueError: the file is truncated or damaged, or a tensor has a dtype of no weights.
     """
     header_size = int.from_bytes(file.window(0, 8).read(), "little")
+    if header_size > _LONGEST_HEADER:
+        raise ValueError(f"it is no safetensors file: it claims a header of {header_size} bytes")
     try:
-        header = json.loads(file.window(8, header_size).read())
+        header = json.loads(file.window(8, header_size).read().decode())  # UTF-8, not guessed
         data = file.window(8 + header_size, len(file) - 8 - header_size)
         header.pop("__metadata__", None)
-        return {name: _tensor(data, **entry) for name, entry in header.items()}
+        if (longest := max(map(len, header), default=0)) > LONGEST_NAME:
+            raise ValueError(f"a tensor's name has {longest} characters")
+        tensors = {name: _tensor(data, **entry) for name, entry in header.items()}
+    except ValueError as error:
+        message = f"the safetensors file is damaged: {one_line(error)}"
+        raise ValueError(message) from error
     except (TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise ValueError("the header of the safetensors file is damaged") from error
+    sizes = (math.prod(tensor.shape) * tensor.dtype.itemsize for tensor in tensors.values())
+    if sum(sizes) > len(data):
+        raise ValueError("the safetensors file is damaged: tensors have the same bytes")
+    return tensors
 
 
 def _tensor(data: MappedFile, dtype: str, shape: list, data_offsets: list) -> LazyArray:
     if dtype not in _DTYPES:
         raise ValueError(f"a tensor has dtype {str(dtype)[:20]!r}, which is not supported")
-    if not all(type(number) is int and number >= 0 for number in (*shape, *data_offsets)):
-        raise ValueError("a tensor's shape and offsets must be integers, none negative")
+    if len(shape) > _MOST_DIMENSIONS or len(data_offsets) != 2:
+        raise ValueError("a tensor has too many dimensions, or not two offsets")
+    numbers = (*shape, *data_offsets)
+    if not all(type(number) is int and 0 <= number < _LARGEST for number in numbers):
+        raise ValueError("a tensor's shape and offsets must be integers that make sense")
     numpy_dtype = _DTYPES[dtype]
     start, end = data_offsets
     if end - start != math.prod(shape) * numpy_dtype.itemsize:
-        raise ValueError("the safetensors file is damaged: a tensor does not have its shape's size")
+        raise ValueError("a tensor does not have its shape's size")
     window = data.window(start, end - start)
     shape = tuple(shape)
     return LazyArray(shape, numpy_dtype, lambda: window.array(numpy_dtype, shape))

@@ -9,9 +9,10 @@ import zlib
 from collections.abc import Iterable
 
 from keras_megatron.checkpoints.mapped_files import MappedFile
-from keras_megatron.checkpoints.zip_files import open_zip, stored_member
+from keras_megatron.checkpoints.one_line import one_line
+from keras_megatron.checkpoints.zip_files import check_packed, open_zip, stored_member
 
-_CHUNK = 1 << 24
+_CHUNK = 1 << 20
 # Weights hardly shrink: what grows more than this when unpacked is no checkpoint.
 _HIGHEST_RATIO = 100
 _SMALL = 1 << 24
@@ -70,11 +71,14 @@ class ZipFiles:
 
     def beginning(self, name: str, size: int) -> str:
         """Return the first bytes of a member as text."""
+        member = self.archive.getinfo(name)
         try:
-            with self.archive.open(name) as member:
-                return member.read(size).decode("ascii", "replace")
+            if member.compress_type != zipfile.ZIP_STORED:
+                check_packed(self.file, member)
+            with self.archive.open(member) as content:
+                return content.read(size).decode("ascii", "replace")
         except _DAMAGED as error:
-            raise ValueError(f"the zip is truncated or damaged ({error})") from error
+            raise ValueError(f"the zip is truncated or damaged ({one_line(error)})") from error
 
     def open(self, name: str) -> MappedFile:
         """Map a member.
@@ -88,13 +92,14 @@ class ZipFiles:
                 stored = stored_member(self.file, member)
                 _check_sum(stored, member)
                 return stored
+            check_packed(self.file, member)
             _check_size(member, self.scratch)
             target = pathlib.Path(tempfile.mkdtemp(dir=self.scratch), "unpacked")
             with self.archive.open(member) as packed, open(target, "wb") as unpacked:
                 shutil.copyfileobj(packed, unpacked, _CHUNK)
             return MappedFile.open(target)
         except _DAMAGED as error:
-            raise ValueError(f"the zip is truncated or damaged ({error})") from error
+            raise ValueError(f"the zip is truncated or damaged ({one_line(error)})") from error
 
 
 def _check_sum(stored: MappedFile, member: zipfile.ZipInfo) -> None:

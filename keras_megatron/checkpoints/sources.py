@@ -5,6 +5,7 @@ import pathlib
 import re
 
 from keras_megatron.checkpoints.mapped_files import MappedFile
+from keras_megatron.checkpoints.one_line import one_line
 from keras_megatron.checkpoints.shards import Shard
 from keras_megatron.checkpoints.source_files import FolderFiles, ZipFiles
 from keras_megatron.checkpoints.staging import reason
@@ -59,7 +60,7 @@ def open_checkpoint(source: str | os.PathLike, scratch: pathlib.Path) -> list[Sh
     except OSError as error:
         raise ValueError(f"cannot read {source}: {reason(error)}") from error
     except ValueError as error:
-        raise ValueError(f"cannot read {source}: {error}") from error
+        raise ValueError(f"cannot read {source}: {one_line(error)}") from error
 
 
 def _folder_of(source: pathlib.Path) -> pathlib.Path | None:

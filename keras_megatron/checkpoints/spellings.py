@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 from keras_megatron.checkpoints.mapped_files import LazyArray
+from keras_megatron.checkpoints.one_line import LONGEST_NAME
 
 _MOST_ENTRIES = 100_000
 _DEEPEST = 8
@@ -62,7 +63,8 @@ def flatten(model: Mapping) -> dict[str, LazyArray]:
     """Join the keys of nested dictionaries with dots.
 
     Raises:
-        ValueError: a value is neither a tensor nor a dictionary, or there are too many.
+        ValueError: a value is neither a tensor nor a dictionary, there are too many, or a key is
+            longer than any weight's.
     """
     flat: dict[str, LazyArray] = {}
     pending = [("", model, 0)]
@@ -71,6 +73,8 @@ def flatten(model: Mapping) -> dict[str, LazyArray]:
             raise ValueError("the checkpoint's 'model' is nested too deep, or has too many entries")
         for key, value in branch.items():
             name = f"{prefix}{key}"
+            if len(name) > LONGEST_NAME:
+                raise ValueError(f"the checkpoint's 'model' has a key of {len(name)} characters")
             if name.endswith("_extra_state"):
                 continue
             if isinstance(value, dict):

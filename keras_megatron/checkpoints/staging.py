@@ -8,10 +8,20 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 
+try:
+    import fcntl
+except ImportError:  # Windows: there, what a killed process leaves stays
+    fcntl = None
+
+_LOCK = "keras_megatron.lock"
+
 
 @contextlib.contextmanager
 def staged_folder(output: str | os.PathLike) -> Iterator[pathlib.Path]:
     """Yield an empty folder beside `output`, which takes its place if all goes well.
+
+    Of several processes that make the same folder, the first to be ready does; the others fail.
+    What a process that was killed has left beside `output` is removed by the next one.
 
     Args:
         output: The folder to make; parents that do not exist are made too.
@@ -25,13 +35,17 @@ def staged_folder(output: str | os.PathLike) -> Iterator[pathlib.Path]:
     try:
         if output.exists() and (not output.is_dir() or any(output.iterdir())):
             raise ValueError(f"{output} exists already: remove it, or choose another place")
+        remove_abandoned(output)
         made_parents = [parent for parent in output.parents if not parent.exists()]
         output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
+        with (
+            tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch,
+            _in_use(pathlib.Path(scratch)),
+        ):
             folder = pathlib.Path(scratch, output.name)  # with permissions as any other folder
             folder.mkdir()
             yield folder
-            os.replace(folder, output)
+            _move(folder, output)
     except BaseException as error:
         with contextlib.suppress(OSError):
             for parent in made_parents:
@@ -39,6 +53,46 @@ def staged_folder(output: str | os.PathLike) -> Iterator[pathlib.Path]:
         if isinstance(error, OSError):
             raise ValueError(f"cannot write {output}: {reason(error)}") from error
         raise
+
+
+def _move(folder: pathlib.Path, output: pathlib.Path) -> None:
+    try:
+        os.replace(folder, output)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+        raise ValueError(
+            f"{output} exists already: another process made it meanwhile, and it is kept"
+        ) from error
+
+
+@contextlib.contextmanager
+def _in_use(scratch: pathlib.Path) -> Iterator[None]:
+    """Hold a lock in a scratch folder, which the operating system frees if this process dies."""
+    if fcntl is None:
+        yield
+        return
+    with open(scratch / f"{_LOCK}.new", "wb") as file:
+        with contextlib.suppress(OSError):  # a file system without locks: it is never removed
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.rename(file.name, scratch / _LOCK)  # held from the moment that it is there
+        yield
+
+
+def remove_abandoned(output: pathlib.Path) -> None:
+    """Remove the scratch folders of processes that were killed while they made `output`.
+
+    A folder is one if it has a lock that nobody holds; what cannot be removed is left.
+    """
+    if fcntl is None or not output.parent.is_dir():
+        return
+    for scratch in output.parent.iterdir():
+        lock = scratch / _LOCK
+        if not scratch.name.startswith(f".{output.name}.") or scratch.is_symlink():
+            continue
+        with contextlib.suppress(OSError), open(lock, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def reserve_space(folder: pathlib.Path, size: int) -> None:

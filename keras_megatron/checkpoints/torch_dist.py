@@ -6,6 +6,8 @@ numbers in their names if they were not alike. Written by `torch.distributed.che
 """
 
 import dataclasses
+import functools
+import itertools
 import re
 from collections.abc import Callable, Mapping
 
@@ -17,6 +19,7 @@ from keras_megatron.checkpoints.megatron_arguments import (
     TENSOR_SIZES,
     argument_values,
 )
+from keras_megatron.checkpoints.one_line import LONGEST_NAME
 from keras_megatron.checkpoints.torch_dist_metadata import (
     PIECES,
     Piece,
@@ -58,6 +61,7 @@ def read_torch_dist(open_file: Callable[[str], MappedFile], has: Callable[[str],
         if not has(name):
             raise ValueError(f"{name} is missing, which has a part of the weights")
         files[name] = open_file(name)
+    _check_lengths(stored, files)
     model: dict[str, LazyArray] = {}
     for name, tensor in stored.items():
         for own_name, array in _layers(name, tensor, files):
@@ -72,6 +76,8 @@ def read_torch_dist(open_file: Callable[[str], MappedFile], has: Callable[[str],
 
 
 def _is_weight(name) -> bool:
+    if isinstance(name, str) and len(name) > LONGEST_NAME:
+        raise ValueError(f"its metadata has a name of {len(name)} characters")
     return isinstance(name, str) and not _NO_WEIGHT.fullmatch(name)
 
 
@@ -80,6 +86,16 @@ def _read(name: str, read: Callable):
         return read()
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
+
+
+def _check_lengths(stored: Mapping[str, StoredTensor], files: Mapping[str, MappedFile]) -> None:
+    """Refuse pieces that share bytes: a small file would make a huge model."""
+    claimed = dict.fromkeys(files, 0)
+    for piece in itertools.chain.from_iterable(tensor.pieces for tensor in stored.values()):
+        claimed[piece.file] += piece.length
+    for name, size in claimed.items():
+        if size > len(files[name]):
+            raise ValueError(f"{name} is truncated: its {len(files[name])} bytes are not {size}")
 
 
 def _layers(name: str, tensor: StoredTensor, files: Mapping[str, MappedFile]):
@@ -92,13 +108,9 @@ def _layers(name: str, tensor: StoredTensor, files: Mapping[str, MappedFile]):
     layers, *shape = tensor.shape
     if layers > _MOST_LAYERS:
         raise ValueError(f"{name!r} has {layers} layers")
-    of_layers = [[] for _ in range(layers)]
-    for piece, array in pieces:
-        flat = dataclasses.replace(piece, offsets=piece.offsets[1:], sizes=piece.sizes[1:])
-        for index in range(piece.sizes[0]):
-            of_layers[piece.offsets[0] + index].append((flat, _layer_of(array, index)))
-    for layer, of_layer in enumerate(of_layers):
-        yield f"{match[1]}{layer}.{match[2]}", _assembled(tuple(shape), tensor.dtype, of_layer)
+    for layer in range(layers):
+        read = functools.partial(_read_layer, tuple(shape), tensor.dtype, pieces, layer)
+        yield f"{match[1]}{layer}.{match[2]}", LazyArray(tuple(shape), tensor.dtype, read)
 
 
 def _open_piece(
@@ -110,6 +122,19 @@ def _open_piece(
     if not isinstance(array, LazyArray) or (array.shape, array.dtype) != (piece.sizes, dtype):
         raise ValueError(f"{piece.file}: the part of {name!r} is no {dtype} array {piece.sizes}")
     return array
+
+
+def _read_layer(
+    shape: tuple[int, ...], dtype: np.dtype, pieces: list[tuple[Piece, LazyArray]], layer: int
+) -> np.ndarray:
+    """Read one layer of a stack that pieces cover."""
+    of_layer = []
+    for piece, array in pieces:
+        index = layer - piece.offsets[0]
+        if 0 <= index < piece.sizes[0]:
+            flat = dataclasses.replace(piece, offsets=piece.offsets[1:], sizes=piece.sizes[1:])
+            of_layer.append((flat, _layer_of(array, index)))
+    return _assembled(shape, dtype, of_layer).read()
 
 
 def _layer_of(stack: LazyArray, index: int) -> LazyArray:

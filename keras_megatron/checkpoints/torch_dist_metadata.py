@@ -15,11 +15,10 @@ import numpy as np
 from keras_megatron.checkpoints.mapped_files import MappedFile
 from keras_megatron.checkpoints.pickled_values import Ignored
 from keras_megatron.checkpoints.restricted_pickle import Buildable, Global, load_pickle
-from keras_megatron.checkpoints.torch_files import DTYPES, KNOWN, MOST_DIMENSIONS
+from keras_megatron.checkpoints.torch_files import DTYPES, KNOWN, LARGEST, MOST_DIMENSIONS
 
 PIECES = ".distcp"
 _FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,100}" + re.escape(PIECES))
-_LARGEST = 2**53
 _MOST_PIECES = 4096
 
 
@@ -148,7 +147,7 @@ def _field(record, kind: str, name: str, *default):
 def _numbers(values) -> tuple[int, ...]:
     """Return a shape or offset."""
     good = isinstance(values, tuple | list) and len(values) <= MOST_DIMENSIONS
-    if not good or not all(type(value) is int and 0 <= value < _LARGEST for value in values):
+    if not good or not all(type(value) is int and 0 <= value < LARGEST for value in values):
         raise ValueError("its metadata has a shape or offset that makes no sense")
     return tuple(values)
 

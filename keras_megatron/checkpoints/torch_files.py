@@ -17,6 +17,8 @@ from keras_megatron.checkpoints.zip_files import is_zip, open_zip, stored_member
 STREAM_MAGIC = 0x1950A86A20F9469CFC6C
 STREAM_PROTOCOL = 1001
 MOST_DIMENSIONS = 8
+LARGEST = 2**53
+_MOST_VIEWS = 16  # tied weights, and the optimizer's references to them, are two to four
 
 _STORAGES = {
     "Double": np.dtype("f8"),
@@ -57,7 +59,14 @@ class Storage:
     def __init__(self, dtype: np.dtype, size: int):
         self.dtype = dtype
         self.size = size
+        self.viewed = 0
         self.window: MappedFile | None = None
+
+    def view(self, size: int) -> None:
+        """Count the numbers of a tensor, lest a small file claims to hold a huge model."""
+        self.viewed += size
+        if self.viewed > _MOST_VIEWS * self.size:
+            raise ValueError(f"refused: tensors use a storage more than {_MOST_VIEWS} times over")
 
     def array(self) -> np.ndarray:
         """Return the storage as a one-dimensional view of the file."""
@@ -85,15 +94,21 @@ def load_torch_file(file: MappedFile):
 
 def _rebuild_tensor(storage, offset, shape, strides, *_) -> LazyArray:
     """Check that the view lies in its storage; `_` holds what only training needs."""
-    numbers = (offset, *shape, *strides)
-    if not all(type(number) is int and number >= 0 for number in numbers):
-        raise ValueError("a tensor's shape, strides and offset must be integers, none negative")
+    if not isinstance(storage, Storage):
+        raise ValueError(f"a tensor is a view of a {type(storage).__name__}")
+    # Their types before they are counted, their number before each is looked at.
+    if not all(isinstance(numbers, tuple | list) for numbers in (shape, strides)):
+        raise ValueError("a tensor's shape and strides must be tuples")
     if len(shape) != len(strides) or len(shape) > MOST_DIMENSIONS:
-        raise ValueError(f"a tensor has shape {shape[:9]} but strides {strides[:9]}")
+        raise ValueError(f"a tensor has {len(shape)} dimensions but {len(strides)} strides")
+    numbers = (offset, *shape, *strides)
+    if not all(type(number) is int and 0 <= number < LARGEST for number in numbers):
+        raise ValueError("a tensor's shape, strides and offset must be integers that make sense")
     size = math.prod(shape)
     last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
     if size > storage.size or (size and last >= storage.size):
         raise ValueError(f"a tensor of shape {shape} does not fit its {storage.size} numbers")
+    storage.view(size)
     byte_strides = tuple(stride * storage.dtype.itemsize for stride in strides)
 
     def read() -> np.ndarray:
@@ -175,6 +190,8 @@ def _load_archive(file: MappedFile):
         if member is None or member.file_size < storage.size * storage.dtype.itemsize:
             raise ValueError(f"the file is damaged: storage {key[:40]!r} is missing or too short")
         storage.window = stored_member(file, member)
+    if sum(len(storage.window) for storage in storages.by_key.values()) > len(file):
+        raise ValueError("refused: the zip's members are the same bytes")
     return content
 
 

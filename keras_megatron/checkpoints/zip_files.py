@@ -6,10 +6,14 @@ import struct
 import zipfile
 
 from keras_megatron.checkpoints.mapped_files import MappedFile
+from keras_megatron.checkpoints.one_line import one_line
 
 MAGIC = b"PK\x03\x04"
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _ENCRYPTED = 0x1
+# Of LZMA: what a member asks for is allocated before anything is unpacked. 7-Zip's default.
+_LARGEST_DICTIONARY = 1 << 26
+_LONGEST_NAME = 1000
 _DAMAGED = (zipfile.BadZipFile, NotImplementedError, LookupError, struct.error, ValueError)
 
 
@@ -28,10 +32,12 @@ def open_zip(file: MappedFile) -> zipfile.ZipFile:
     try:
         archive = zipfile.ZipFile(file)
     except _DAMAGED as error:
-        raise ValueError(f"the zip is truncated or damaged ({error})") from error
+        raise ValueError(f"the zip is truncated or damaged ({one_line(error)})") from error
     seen = set()
     for member in archive.infolist():
         name = member.filename
+        if len(name) > _LONGEST_NAME or not name.isprintable():
+            raise ValueError(f"refused: the zip has a member called {ascii(name)[:100]}")
         if name in seen:
             raise ValueError(f"refused: the zip has two members called {name[:100]!r}")
         seen.add(name)
@@ -53,9 +59,31 @@ def stored_member(file: MappedFile, member: zipfile.ZipInfo) -> MappedFile:
     """
     if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:
         raise ValueError(f"the zip's member {member.filename[:100]!r} must not be compressed")
+    return _data(file, member)
+
+
+def check_packed(file: MappedFile, member: zipfile.ZipInfo) -> None:
+    """Check that a compressed member lies in the file and can be unpacked in little memory.
+
+    Raises:
+        ValueError: it does not, or cannot.
+    """
+    data = _data(file, member)
+    if member.compress_type == zipfile.ZIP_LZMA:
+        # Two bytes of version, two with the properties' length, five of properties.
+        size = int.from_bytes(data.window(5, 4).read(), "little")
+        if size > _LARGEST_DICTIONARY:
+            raise ValueError(
+                f"refused: the zip's member {member.filename[:100]!r} takes {size} bytes of memory "
+                "to unpack: deflate it, or store it"
+            )
+
+
+def _data(file: MappedFile, member: zipfile.ZipInfo) -> MappedFile:
+    """Return the window that holds a member as it is stored."""
     header = file.window(member.header_offset, _LOCAL_HEADER.size).read()
     magic, name_length, extra_length = _LOCAL_HEADER.unpack(header)
     if magic != MAGIC:
         raise ValueError("the zip is damaged: a member is not where its table says")
     start = member.header_offset + _LOCAL_HEADER.size + name_length + extra_length
-    return file.window(start, member.file_size)
+    return file.window(start, member.compress_size)

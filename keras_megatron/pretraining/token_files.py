@@ -184,16 +184,23 @@ def _check_index(path, lengths, pointers, documents, tokens) -> None:
     """Refuse an index that does not fit itself or the tokens; nothing is read beyond them later."""
     if len(documents) < 2 or documents[0] != 0 or documents[-1] != len(lengths):
         raise ValueError(f"{path} is damaged: its documents are not those of its sentences")
-    if (np.diff(documents) < 0).any() or (lengths < 0).any() or (pointers < 0).any():
-        raise ValueError(f"{path} is damaged: a length, a place or a document is negative")
+    # Compared, not subtracted or added: the difference of two extremes wraps around.
+    falls = (documents[1:] < documents[:-1]).any()
+    if falls or (lengths < 0).any() or (pointers < 0).any():
+        raise ValueError(
+            f"{path} is damaged: a length, a place or the size of a document is negative"
+        )
     size = tokens.itemsize
     if (pointers % size).any():
         raise ValueError(f"{path} is damaged: a sentence begins within an id")
-    end = int((pointers + lengths.astype("int64") * size).max(initial=0))
-    if end > tokens.nbytes:
+    sizes = lengths.astype("int64") * size
+    beyond = pointers > tokens.nbytes - sizes
+    if beyond.any():
+        first = int(beyond.argmax())
+        end = int(pointers[first]) + int(sizes[first])
         raise ValueError(
-            f"{path.with_suffix('.bin')} is truncated, or of another index: its sentences end at "
-            f"byte {end}, and it has {tokens.nbytes}"
+            f"{path.with_suffix('.bin')} is truncated, or of another index: its sentence {first} "
+            f"ends at byte {end}, and it has {tokens.nbytes}"
         )
 
 
@@ -202,7 +209,7 @@ def _read_about(path: pathlib.Path) -> dict:
         return {}
     try:
         about = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     if not isinstance(about, dict):
         raise ValueError(f"{path} is damaged: it holds no object")
@@ -213,9 +220,11 @@ def _check_vocabulary(prefix, about: dict, tokenizer) -> None:
     """Refuse files that say that they were made with another vocabulary."""
     own = vocabulary_of(tokenizer)
     for name, value in own.items():
-        if about.get(name, value) != value:
+        stored = about.get(name, value)
+        if stored != value:
+            shown = stored if isinstance(stored, str | int) else type(stored).__name__
             raise ValueError(
-                f"{prefix}.bin was made with another tokenizer: its {name} is {about[name]!r}, "
+                f"{prefix}.bin was made with another tokenizer: its {name} is {shown!r:.80}, "
                 f"this one's {value!r}; give the one it was made with, or make the file anew"
             )
 

@@ -1,6 +1,7 @@
 """Pickles that run code when Python's unpickler reads them, and others that try what they can."""
 
 import io
+import marshal
 import pickle
 import struct
 import zipfile
@@ -13,6 +14,10 @@ STREAM_HEADER = [0x1950A86A20F9469CFC6C, 1001, {"protocol_version": 1001, "littl
 def text(value):
     encoded = str(value).encode()
     return b"X" + struct.pack("<I", len(encoded)) + encoded
+
+
+def data(content):
+    return b"B" + struct.pack("<I", len(content)) + content
 
 
 def name(module, attribute):
@@ -77,6 +82,51 @@ def running_pickles(marker):
         "pickle in a pickle": pickle.dumps(ObjectArray(pickle.loads, finish(run)), 2),
         "popped": finish(run + b"0}"),
         "memoized": finish(run + b"\x940h\x00"),
+        "memoized function": finish(mkdir + b"r\xff\x00\x00\x000" + call(b"j\xff\0\0\0", path)),
+        "text protocol": f"cos\nmkdir\np0\n(V{marker}\np1\ntp2\nRp3\n.".encode(),
+        "key": finish(b"}" + run + b"Ns"),
+        "persistent id": finish(run + b"Q"),
+        "array of objects of numpy 1": pickle.dumps(array, 2).replace(
+            b"numpy._core", b"numpy.core"
+        ),
+        **_by_way_of_others(marker),
+    }
+
+
+def _by_way_of_others(marker):
+    """Those that reach a function by way of others."""
+    mkdir, path, popen = name("os", "mkdir"), text(marker), name("subprocess", "Popen")
+    run = call(mkdir, path)
+    os_module = call(name("importlib", "import_module"), text("os"))
+    attribute = call(name("operator", "attrgetter"), text("mkdir"))
+    mapped = name("builtins", "map") + b"(" + mkdir + b"(" + path + b"lt\x81"
+    keyword = b"}" + text("iterable") + mapped + b"s"
+    enumerated = name("builtins", "enumerate") + b")" + keyword + b"\x92"
+    slots = b"N}" + text("__setstate__") + mkdir + b"s\x86b"
+    code = marshal.dumps(compile(f"__import__('os').mkdir({str(marker)!r})", "", "exec"))
+    function = call(name("types", "FunctionType"), call(name("marshal", "loads"), data(code)), b"}")
+    extension = call(name("copyreg", "add_extension"), text("os"), text("mkdir"), b"K\x7f")
+    inner = as_stream(finish(run))
+    return {
+        "importlib and attrgetter": finish(call(call(attribute, os_module), path)),
+        "methodcaller": finish(
+            call(call(name("operator", "methodcaller"), text("mkdir"), path), os_module)
+        ),
+        "partial": finish(call(call(name("functools", "partial"), mkdir, path))),
+        "copyreg's reconstructor": finish(
+            call(
+                name("copyreg", "_reconstructor"), popen, popen, b"(" + text("mkdir") + path + b"l"
+            )
+        ),
+        "new object": finish(call(name("builtins", "list"), mapped)),
+        "new object with keywords": finish(call(name("builtins", "list"), enumerated)),
+        "state of slots": finish(name("argparse", "Namespace") + b")\x81" + slots + path + b"b"),
+        "extension": finish(extension + b"0" + call(b"\x82\x7f", path)),
+        "function of marshalled code": finish(call(function)),
+        "exec": finish(
+            call(name("builtins", "exec"), text(f"import os\nos.mkdir({str(marker)!r})"))
+        ),
+        "torch.storage": finish(call(name("torch.storage", "_load_from_bytes"), data(inner))),
     }
 
 
@@ -92,14 +142,22 @@ def refused_pickles():
     return {
         "new object": finish(opened + b")\x81"),
         "new object with keywords": finish(opened + b")}\x92"),
+        "new object of a class": finish(name("builtins", "object") + b")\x81"),
         "copyreg": finish(call(name("copyreg", "__newobj__"), opened)),
         "persistent id as text": finish(b"Pmodule\n"),
         "persistent class": finish(b"(" + text("module") + namespace + b"NNtQ"),
+        "persistent id that is a function": finish(rebuild + b"Q"),
+        "persistent id that is a call": finish(call(name("torch", "Size"), b")") + b"Q"),
         "persistent id that is no tuple": finish(text("storage") + b"Q"),
         "storage of no known kind": finish(
             b"(" + text("storage") + namespace + text("0") + text("cpu") + b"K\x01tQ"
         ),
         "extension registry": finish(b"\x82\x01"),
+        "extension registry of two bytes": finish(b"\x83\x01\x00"),
+        "extension registry of four bytes": finish(b"\x84\x01\x00\x00\x00"),
+        "state of a class": finish(name("argparse", "Namespace") + b"}b"),
+        "call with a list": finish(name("torch", "Size") + b"]R"),
+        "call of a class with a state": finish(name("numpy", "ndarray") + b")\x81}b"),
         "out-of-band buffer": finish(b"\x97"),
         "state of a function": finish(rebuild + b"}" + text("__defaults__") + b")sb"),
         "slots of a namespace": finish(namespace + b"N}" + text("__class__") + b"Ns\x86b"),
@@ -116,6 +174,7 @@ def refused_pickles():
         "tensor of no storage": finish(call(rebuild, b"N", b"K\x00", b")", b")", b"\x89", b"N")),
         "device of doubled lists": finish(call(rebuild, call(name("torch", "device"), doubled))),
         **_doubled_tuples(rebuild),
+        **_much_from_little(rebuild),
         "recursive rebuild": finish(
             call(
                 name("torch._tensor", "_rebuild_from_type_v2"),
@@ -144,6 +203,55 @@ def _doubled_tuples(rebuild):
         "codec of doubled tuples": finish(call(name("_codecs", "encode"), text("os"), doubled)),
         "storage size of doubled tuples": finish(identifier),
         "shape of doubled tuples": finish(call(rebuild, b"N", b"K\x00", doubled, b")")),
+    }
+
+
+def _much_from_little(rebuild):
+    """Short files whose calls would copy, search or multiply long values for hours."""
+    many = b"(" + b"N" * 50_000 + b"l\x940"
+    pairs = text("key") + b"N\x86\x940(" + b"h\x00" * 50_000 + b"l\x940"
+    long = text("x" * 50_000) + b"\x940"
+    state = (
+        b"(K\x01(J"
+        + struct.pack("<i", 50_000)
+        + b"t"
+        + call(name("numpy", "dtype"), text("u1"))
+        + b"\x89h\x00t"
+    )
+    array = call(name("numpy.core.multiarray", "_reconstruct")) + state + b"b0"
+    huge = b"\x8a\xf0" + b"\x7f" * 240
+    identifier = b"((" + text("storage") + name("torch", "FloatStorage") + text("0") + b"NK\x01"
+    view = identifier + b"N" * 50_000 + b"l\x940" + b"h\x00Q0" * 50_000
+
+    def over_and_over(begin, operations):
+        return finish(begin + operations * 50_000 + b"N")
+
+    return {
+        "set over and over": over_and_over(many, name("builtins", "set") + b"h\x00\x85R0"),
+        "size over and over": over_and_over(many, name("torch", "Size") + b"h\x00\x85R0"),
+        "dictionary over and over": over_and_over(
+            pairs, name("collections", "OrderedDict") + b"h\x01\x85R0"
+        ),
+        "arguments over and over": over_and_over(many, name("torch", "device") + b"h\x00R0"),
+        "text over and over": over_and_over(
+            long, name("_codecs", "encode") + b"h\x00" + text("latin1") + b"\x86R0"
+        ),
+        "array over and over": over_and_over(long, array),
+        "persistent id over and over": finish(view + b"N"),
+        "shape of an array": finish(
+            name("numpy", "ndarray")
+            + call(name("numpy.core.multiarray", "_reconstruct"))
+            + b"(K\x01("
+            + huge * 20_000
+            + b"t"
+            + call(name("numpy", "dtype"), text("u1"))
+            + b"\x89"
+            + text("")
+            + b"tb"
+        ),
+        "number of megabytes": finish(b"\x8b" + struct.pack("<i", 1 << 21) + b"\x7f" * (1 << 21)),
+        "number of many digits": finish(b"I" + b"9" * 8000 + b"\n"),
+        "text with quotes": finish(b"S'\\q'\n"),
     }
 
 

@@ -8,6 +8,7 @@ import pytest
 from checkpoint_helpers import one_line_error
 
 from keras_megatron.checkpoints.mapped_files import MappedFile
+from keras_megatron.checkpoints.pickled_values import Arguments
 from keras_megatron.checkpoints.torch_files import load_torch_file
 
 pytestmark = pytest.mark.backend_independent
@@ -57,6 +58,27 @@ def test_tricks_are_refused_at_once(case):
         ("posix", "system"),
         ("nt", "system"),
         ("builtins", "getattr"),
+        ("builtins", "exec"),
+        ("builtins", "compile"),
+        ("builtins", "open"),
+        ("builtins", "object"),
+        ("types", "FunctionType"),
+        ("types", "CodeType"),
+        ("operator", "methodcaller"),
+        ("operator", "itemgetter"),
+        ("copyreg", "add_extension"),
+        ("copyreg", "__newobj_ex__"),
+        ("timeit", "timeit"),
+        ("pty", "spawn"),
+        ("code", "InteractiveInterpreter"),
+        ("ctypes", "CDLL"),
+        ("shutil", "rmtree"),
+        ("webbrowser", "open"),
+        ("torch.jit._pickle", "build_intlist"),
+        ("torch.package", "PackageImporter"),
+        ("torch._dynamo", "optimize"),
+        ("numpy.f2py", "compile"),
+        ("keras.saving", "load_model"),
         ("builtins", "__import__"),
         ("importlib", "import_module"),
         ("functools", "partial"),
@@ -96,6 +118,16 @@ def test_other_names_are_refused(module, attribute):
 def test_a_pickle_that_would_grow_without_end_is_refused():
     with one_line_error("operations"):
         load(hostile.as_archive(hostile.finish(b"(" + b"}" * 3_100_000 + b"l")))
+
+
+def test_attributes_of_arguments_are_entries_only():
+    names = ("__class__", "__reduce__", "__setstate__", "__dict__", "values")
+    state = b"}" + b"".join(hostile.text(name) + b"K\x01s" for name in names)
+    made = hostile.name("argparse", "Namespace") + b")\x81" + state + b"b"
+    for wrap in WRAPPINGS:
+        arguments = load(wrap(hostile.finish(made)))
+        assert type(arguments) is Arguments
+        assert arguments.values == dict.fromkeys(names, 1)
 
 
 def test_plain_values_are_what_pickle_says():

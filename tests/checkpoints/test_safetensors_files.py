@@ -86,6 +86,9 @@ def test_truncation_at_every_place():
         {"dtype": "F32", "shape": [2], "data_offsets": [0, 8, 8]},
         {"dtype": "F32", "shape": [2]},
         {"dtype": "F32", "shape": [2], "data_offsets": [0, 8], "more": 1},
+        {"dtype": "F32", "shape": [0, 1 << 70], "data_offsets": [0, 0]},
+        {"dtype": "F32", "shape": [1] * 65, "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [10**1000] * 10_000, "data_offsets": [0, 4]},
         [],
         None,
     ],
@@ -94,6 +97,33 @@ def test_a_header_that_lies_is_refused(entry):
     header = json.dumps({"a": entry}).encode()
     with one_line_error():
         load(len(header).to_bytes(8, "little") + header + bytes(8))
+
+
+def test_tensors_do_not_share_bytes():
+    entry = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+    header = json.dumps({"a": entry, "b": entry}).encode()
+    with one_line_error("the same bytes"):
+        load(len(header).to_bytes(8, "little") + header + bytes(8))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "latin-1"])
+def test_a_header_in_another_encoding_is_refused(encoding):
+    header = '{"é": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}'.encode(encoding)
+    with one_line_error("damaged"):
+        load(len(header).to_bytes(8, "little") + header + bytes(1))
+
+
+@pytest.mark.parametrize(
+    "header", [b"[" * 100_000, b'{"a":' * 100_000, b'{"' + b"a" * 999 + b'":1}']
+)
+def test_a_header_of_odd_depth_or_length_is_refused(header):
+    with one_line_error():
+        load(len(header).to_bytes(8, "little") + header)
+
+
+def test_a_header_is_not_longer_than_any_model_s():
+    with one_line_error("claims a header of 16777217 bytes"):
+        load((2**24 + 1).to_bytes(8, "little") + bytes(2**24 + 1))
 
 
 def test_a_mutated_file_is_read_or_refused():

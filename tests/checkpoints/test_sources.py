@@ -158,12 +158,37 @@ def test_links_and_duplicates_and_encryption_are_refused(tmp_path, empty):
         open_checkpoint(source, empty)
 
 
+@pytest.mark.parametrize("name", ["a\nb", "a\rb", "\x1b[2J", "x" * 2000])
+def test_members_of_odd_names_are_refused(tmp_path, empty, name):
+    source = write_zip(tmp_path / "release.zip", {f"{name}/{rank('release')}": checkpoint_bytes()})
+    with one_line_error("refused: the zip has a member called"):
+        open_checkpoint(source, empty)
+
+
+def test_a_zip_that_takes_memory_to_unpack_is_refused(tmp_path, empty):
+    source = tmp_path / "release.zip"
+    content = bytearray(
+        write_zip(source, {rank("release"): checkpoint_bytes()}, zipfile.ZIP_LZMA).read_bytes()
+    )
+    properties = content.index(b"\x05\x00\x5d", content.index(b".pt")) + 2
+    struct.pack_into("<I", content, properties + 1, 0xFFFFFFFF)  # bytes of LZMA's dictionary
+    source.write_bytes(content)
+    with one_line_error("refused", str(0xFFFFFFFF)):
+        open_checkpoint(source, empty)
+
+
 def test_a_zip_bomb_is_refused(tmp_path):
     source = tmp_path / "release.zip"
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     write_zip(source, {rank("release"): bytes(1 << 25)}, zipfile.ZIP_DEFLATED)
     with one_line_error("refused", str(1 << 25)):
+        open_checkpoint(source, scratch)
+    # One that claims to have been compressed less, which its file has no room for.
+    content = bytearray(source.read_bytes())
+    struct.pack_into("<I", content, content.rindex(b"PK\x01\x02") + 20, 1 << 24)
+    source.write_bytes(content)
+    with one_line_error("truncated"):
         open_checkpoint(source, scratch)
     # One that hides its size: the table claims fewer bytes than there are.
     write_zip(source, {rank("release"): checkpoint_bytes()}, zipfile.ZIP_DEFLATED)

@@ -250,6 +250,27 @@ def test_tables_that_make_no_sense(written, change, parts):
     assert time.monotonic() - start < 5
 
 
+def test_pieces_do_not_share_bytes(written):
+    def change(metadata):
+        stored, places = metadata.state_dict_metadata, metadata.storage_data
+        (place,) = (place for index, place in places.items() if index.fqn == STACK)
+        for number in range(100):
+            name = f"copy_{number}"
+            stored[name] = copy.copy(stored[STACK])
+            places[MetadataIndex(name, (0, 0, 0))] = place
+
+    with one_line_error(FILE, "truncated"):
+        read(with_metadata(written, change))
+
+
+def test_a_name_longer_than_any_weight_s(written):
+    def change(metadata):
+        metadata.state_dict_metadata["x" * 1000] = metadata.state_dict_metadata[STACK]
+
+    with one_line_error("1000 characters"):
+        read(with_metadata(written, change))
+
+
 def test_a_piece_that_is_no_tensor(written):
     def change(metadata):
         places = {index.fqn: (index, place) for index, place in metadata.storage_data.items()}

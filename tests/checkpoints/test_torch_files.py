@@ -4,6 +4,7 @@ import argparse
 import collections
 import io
 import random
+import zipfile
 
 import hostile
 import ml_dtypes
@@ -175,10 +176,15 @@ def tensor_pickle(offset, shape, strides, size):
     def numbers(values):
         return b"(" + b"".join(b"I%d\n" % value for value in values) + b"t"
 
-    storage = b"(" + hostile.text("storage") + hostile.name("torch", "FloatStorage")
-    storage += hostile.text("0") + hostile.text("cpu") + b"I%d\ntQ" % size
     rebuild = hostile.name("torch._utils", "_rebuild_tensor_v2")
-    arguments = (storage, b"I%d\n" % offset, numbers(shape), numbers(strides), b"\x89", b"N")
+    arguments = (
+        storage(0, size),
+        b"I%d\n" % offset,
+        numbers(shape),
+        numbers(strides),
+        b"\x89",
+        b"N",
+    )
     return hostile.finish(hostile.call(rebuild, *arguments))
 
 
@@ -197,12 +203,74 @@ def tensor_pickle(offset, shape, strides, size):
         (0, (4,), (1,), 1 << 60),
         (0, (4,), (1,), -4),
         (0, (1,) * 9, (1,) * 9, 4),
+        (0, (1,), (1 << 62,), 4),
+        (0, (1,), (1 << 70,), 4),
+        (0, (0, 1 << 70), (1, 1), 4),
+        (1 << 70, (0,), (1,), 4),
     ],
 )
 def test_a_tensor_outside_of_its_storage_is_refused(offset, shape, strides, size):
     for wrap in (hostile.as_stream, hostile.as_archive):
         with one_line_error():
             load(wrap(tensor_pickle(offset, shape, strides, size)))
+
+
+def test_a_view_of_what_is_no_storage_is_refused():
+    """A number of numpy's has a size and a dtype, as a storage does."""
+    dtype = hostile.call(hostile.name("numpy", "dtype"), hostile.text("f4"))
+    scalar = hostile.name("numpy.core.multiarray", "scalar")
+    made = hostile.call(scalar, dtype, hostile.data(bytes(4)))
+    rebuild = hostile.name("torch._utils", "_rebuild_tensor_v2")
+    arguments = (made, b"K\x00", b"K\x01\x85", b"K\x01\x85", b"\x89", b"N")
+    with one_line_error("view of a float32"):
+        load(hostile.as_archive(hostile.finish(hostile.call(rebuild, *arguments))))
+
+
+@both_serializations
+def test_tensors_cannot_use_a_storage_without_end(legacy):
+    base = torch.zeros(100)
+    load(saved([base[:] for _ in range(16)], legacy))
+    with one_line_error("16 times"):
+        load(saved([base[:] for _ in range(17)], legacy))
+
+
+def test_storages_of_a_zip_are_not_the_same_bytes():
+    """The table of members says that three are where the first is; the others have no bytes."""
+    content = as_zip({0: bytes(8000), 1: b"", 2: b""}, [2000] * 3)
+    first, *others = (content.rindex(f"archive/data/{key}".encode()) - 46 for key in range(3))
+    for other in others:
+        for start, end in ((16, 28), (42, 46)):  # checksum and sizes, place
+            content[other + start : other + end] = content[first + start : first + end]
+    with one_line_error("same bytes"):
+        load(bytes(content))
+    load(bytes(as_zip(dict.fromkeys(range(3), bytes(8000)), [2000] * 3)))
+
+
+def as_zip(storages, sizes):
+    tensors = [
+        hostile.call(
+            hostile.name("torch._utils", "_rebuild_tensor_v2"),
+            *(storage(key, size), b"K\x00", b"K\x01\x85", b"K\x01\x85", b"\x89", b"N"),
+        )
+        for key, size in enumerate(sizes)
+    ]
+    buffer = io.BytesIO(hostile.as_archive(hostile.finish(b"(" + b"".join(tensors) + b"l")))
+    with zipfile.ZipFile(buffer, "a") as archive:
+        for key, content in storages.items():
+            archive.writestr(f"archive/data/{key}", content)
+    return bytearray(buffer.getvalue())
+
+
+def storage(key, size):
+    kind = hostile.name("torch", "FloatStorage")
+    parts = (hostile.text("storage"), kind, hostile.text(key), hostile.text("cpu"))
+    return b"(" + b"".join(parts) + b"I%d\ntQ" % size
+
+
+def test_backslashes_in_names_are_no_escapes(recwarn):
+    with one_line_error("refused"):
+        load(hostile.as_archive(hostile.finish(hostile.name("a\\q", "b\\q"))))
+    assert not recwarn.list
 
 
 def test_other_files_are_refused():

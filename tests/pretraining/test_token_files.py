@@ -117,11 +117,16 @@ def put(path, place, form, value):
         (lambda p: put(p.with_suffix(".idx"), 34, "<i", -5), "a length, a place or"),
         (
             lambda p: put(p.with_suffix(".idx"), 34, "<i", 10**6),
-            "sentences end at byte 2000000",
+            "its sentence 0 ends at byte 2000000",
         ),
         (lambda p: p.with_suffix(".idx").unlink(), "cannot read .*corpus.idx: No such file"),
         (lambda p: p.with_suffix(".json").write_text("["), "corpus.json is damaged"),
         (lambda p: p.with_suffix(".json").write_text("[]"), "it holds no object"),
+        (lambda p: p.with_suffix(".json").write_text("[" * 99_999), "corpus.json is damaged"),
+        (
+            lambda p: p.with_suffix(".json").write_text(json.dumps({"lowercase": "x" * 9999})),
+            "made with another tokenizer",
+        ),
     ],
 )
 def test_damaged_files_are_refused(prefix, tokenizer, damage, message):
@@ -129,6 +134,25 @@ def test_damaged_files_are_refused(prefix, tokenizer, damage, message):
     with pytest.raises(ValueError, match=message) as caught:
         TokenFiles.open(prefix, tokenizer)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("pointers", "bounds"),
+    [
+        # The end of the sentence, or the documents' sizes, would wrap around to what seems right.
+        ([0, 2**63 - 4, 4, 6], [0, 4]),
+        ([0, 2, 4, 6], [0, 2**62, 2**63 - 1, -(2**63), -(2**62), 0, 4]),
+    ],
+)
+def test_numbers_that_wrap_around_are_refused(tmp_path, pointers, bounds):
+    lengths = np.array([1, 2**31 - 1, 1, 1], "<i4") if pointers[1] > 2 else np.ones(4, "<i4")
+    np.zeros(4, "<u2").tofile(tmp_path / "a.bin")
+    with open(tmp_path / "a.idx", "wb") as file:
+        file.write(struct.pack("<9sQBQQ", b"MMIDIDX\0\0", 1, 8, 4, len(bounds)))
+        for array in (lengths, np.array(pointers, "<i8"), np.array(bounds, "<i8")):
+            file.write(array.tobytes())
+    with pytest.raises(ValueError, match=r"a\.(idx|bin) is (damaged|truncated)"):
+        TokenFiles.open(tmp_path / "a")
 
 
 @pytest.mark.parametrize(
