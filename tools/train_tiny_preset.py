@@ -1,28 +1,28 @@
-"""Train the preset that the package carries, `megatron_bert_tiny_uncased`.
+r"""Train the preset that the package carries, `megatron_bert_tiny_uncased`.
 
-    KERAS_BACKEND=torch python tools/train_tiny_preset.py CORPUS_DIR OUTPUT_DIR --state run.pt
+    KERAS_BACKEND=jax python tools/train_tiny_preset.py CORPUS_DIR WORK_DIR OUTPUT_DIR
+
+The preset that is there went on from the one before it, in float32 on one CPU core:
+
+    KERAS_BACKEND=torch OMP_NUM_THREADS=1 python tools/train_tiny_preset.py CORPUS_DIR WORK_DIR \
+        OUTPUT_DIR --start megatron_bert_tiny_uncased --steps 3200 --batch-size 32 \
+        --dtype float32 --learning-rate 4e-4
 
 CORPUS_DIR holds `*.txt` or `*.txt.xz`: one paragraph a line, a blank line between documents. Two
-per cent of the documents are held out. OUTPUT_DIR becomes a preset directory in float16, with a
-`training.json` of what was measured; the preset's README.md is its model card. The training is
-that of `torch_pretraining.py`; what it reached is measured with the Keras model. A run that is
-stopped goes on from its state.
+per cent of the documents are held out. WORK_DIR gets token files and a run of `keras-megatron
+pretrain`, which goes on where it was stopped. OUTPUT_DIR becomes a preset directory in float16,
+with a `training.json` of what was measured; the preset's README.md is its model card.
 """
 
 import argparse
-import collections
 import json
 import lzma
 import os
-import time
 import zlib
 from pathlib import Path
 
 import keras
 import numpy as np
-import torch
-from sentence_pairs import Batches, make_samples
-from torch_pretraining import Trainer
 
 from keras_megatron import (
     MegatronBertBackbone,
@@ -31,150 +31,102 @@ from keras_megatron import (
     MegatronBertTokenizer,
 )
 from keras_megatron.masking import MaskingScheme
-from keras_megatron.pretraining.samples import masked_batches, pack_documents
+from keras_megatron.pretraining.corpus import write_corpus
+from keras_megatron.pretraining.run import pretrain
+from keras_megatron.pretraining.sentence_pairs import pretraining_batches
+from keras_megatron.pretraining.settings import PretrainSettings
+from keras_megatron.pretraining.token_files import TokenFiles
 
-EVALUATION = MaskingScheme()  # BERT's: 15 %, single tokens
-VOCABULARY = (
-    Path(__file__).parent.parent
-    / "keras_megatron"
-    / "presets"
-    / "vocabularies"
-    / "bert_uncased.txt"
-)
+PRESETS = Path(__file__).parent.parent / "keras_megatron" / "presets"
+VOCABULARY = PRESETS / "vocabularies" / "bert_uncased.txt"
+PARTS = ("training", "held_out")
 
 
-def read_documents(directory: Path) -> list[list[str]]:
-    """Read all documents of a corpus, a list of paragraphs each.
+def write_parts(directory: Path, work: Path, tokenizer) -> dict[str, dict[str, int]]:
+    """Write token files of the documents, held out ones apart, if they are not there.
 
     Raises:
         ValueError: there is no text file in the directory.
     """
-    documents = []
+    counts = work / "corpus.json"
+    if counts.exists():
+        return json.loads(counts.read_text())
     files = sorted([*directory.glob("*.txt"), *directory.glob("*.txt.xz")])
     if not files:
         raise ValueError(f"{directory} holds no *.txt or *.txt.xz: give the corpus directory")
+    texts = {part: [] for part in PARTS}
     for path in files:
         opener = lzma.open if path.suffix == ".xz" else open
         with opener(path, "rt", encoding="utf-8") as lines:
-            texts = lines.read().split("\n\n")
-        documents += [text.splitlines() for text in texts if text.strip()]
-    return documents
+            for text in filter(str.strip, lines.read().split("\n\n")):
+                texts[PARTS[is_held_out(text)]].append(json.dumps({"text": text}) + "\n")
+    found = {}
+    for part, lines in texts.items():
+        source = work / f"{part}.jsonl"
+        source.write_text("".join(lines), "utf-8")
+        found[part] = write_corpus([source], work / part, tokenizer)
+    counts.write_text(json.dumps(found))
+    return found
 
 
-def hold_out(documents: list[list[str]], share: float = 0.02) -> tuple[list, list]:
-    """Split documents into (training, held out) by a hash of their text."""
-    held = [zlib.crc32("\n".join(d).encode()) % 10_000 < share * 10_000 for d in documents]
-    training = [d for d, out in zip(documents, held, strict=True) if not out]
-    return training, [d for d, out in zip(documents, held, strict=True) if out]
+def is_held_out(text: str, share: float = 0.02) -> bool:
+    """Choose documents by a hash of their text."""
+    return zlib.crc32("\n".join(text.splitlines()).encode()) % 10_000 < share * 10_000
 
 
-def build(args, dtype: str = "float32", dropout: float = 0.1) -> MegatronBertMaskedLM:
-    """Make the model with random weights."""
-    tokenizer = MegatronBertTokenizer(str(args.vocabulary), lowercase=True)
-    backbone = MegatronBertBackbone(
-        vocabulary_size=tokenizer.vocabulary_size(),
-        num_layers=args.layers,
-        num_heads=max(1, args.hidden // 64),
-        hidden_dim=args.hidden,
-        intermediate_dim=4 * args.hidden,
-        dropout=dropout,
-        attention_dropout=dropout,
-        max_sequence_length=args.sequence_length,
-        dtype=dtype,
-        name="megatron_bert_backbone",
-    )
-    preprocessor = MegatronBertMaskedLMPreprocessor(
-        tokenizer, sequence_length=args.sequence_length, name="masked_lm_preprocessor"
-    )
-    return MegatronBertMaskedLM(backbone, preprocessor, name="megatron_bert_masked_lm")
-
-
-def sinusoids(positions: int, hidden: int, scale: float = 0.02) -> np.ndarray:
-    """Return waves over the positions, float32 (positions, hidden), to start their table from.
-
-    Those of arXiv 1706.03762, section 3.5, up to 600 positions long, and with the `scale` of the
-    other tables. Attending to the place before is then one rotation for all places, which a random
-    table has to learn for each: the loss leaves its first plateau earlier.
-    """
-    angles = np.arange(positions)[:, None] * np.geomspace(1, 1e-2, hidden // 2)
-    waves = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
-    return (waves * scale * 2**0.5).astype("float32")
-
-
-def train(masked_lm, documents: list, tokenizer, args) -> dict:
-    """Train the model's weights, from where `args.state` stopped; return what was done."""
-    length = args.sequence_length
-    samples = make_samples(documents, tokenizer, length)
-    scheme = MaskingScheme(selection_rate=args.selection_rate)
-    batches = Batches(samples, tokenizer, scheme, args.tokens, length)
-    weights = {v.path: v.value.detach() for v in masked_lm.trainable_variables}
+def settings_of(args) -> PretrainSettings:
+    """Return the settings of the run."""
+    model = {"preset": args.start}
     if args.start is None:
-        table = weights["embeddings/position_embedding/embeddings"]
-        waves = torch.from_numpy(sinusoids(*table.shape))
-        weights["embeddings/position_embedding/embeddings"] = waves
-    heads = masked_lm.backbone.num_heads
-    trainer = Trainer(weights, heads, args.layers, compiled=not args.no_compile)
-    done = {"step": 0, "epoch": 0, "place": 0, "tokens": 0, "seconds": 0.0}
-    if args.state and args.state.exists():
-        done = trainer.load(args.state)
-    order, saved, sums = batches.order(done["epoch"]), time.time(), collections.Counter()
-    while done["step"] < args.steps:
-        if done["place"] == len(order):
-            done["epoch"], done["place"] = done["epoch"] + 1, 0
-            order = batches.order(done["epoch"])
-        batch = batches.make(done["epoch"], done["place"], *order[done["place"]])
-        start = time.time()
-        sums.update(trainer.step(batch, learning_rate(done["step"], args)))
-        done["seconds"] += time.time() - start
-        done["tokens"] += int((batch.token_ids != tokenizer.pad_token_id).sum())
-        done["step"], done["place"] = done["step"] + 1, done["place"] + 1
-        if done["step"] % args.report_every == 0:
-            means = {name: round(value / args.report_every, 3) for name, value in sums.items()}
-            print(done["step"], f"{done['tokens'] / 1e6:.1f}M tokens", means, flush=True)
-            sums.clear()
-        if args.state and (time.time() - saved > 300 or done["step"] == args.steps - args.decay):
-            trainer.save(args.state, done)
-            saved = time.time()
-    for variable in masked_lm.trainable_variables:
-        variable.assign(trainer.weights[variable.path].detach().reshape(variable.shape))
-    return done
+        shape = {"num_layers": args.layers, "num_heads": max(1, args.hidden // 64)}
+        shape |= {"hidden_dim": args.hidden, "max_sequence_length": args.sequence_length}
+        model = {"vocabulary": str(VOCABULARY), **shape}
+    return PretrainSettings(
+        **model,
+        tokens=str(args.work / "training"),
+        steps=args.steps,
+        sequence_length=args.sequence_length,
+        batch_size=args.batch_size,
+        learning_rate=args.learning_rate,
+        final_learning_rate=0.0,
+        warmup=0.02,
+        dropout=0.0,  # so few passes over the corpus do not overfit
+        selection_rate=0.2,
+        max_ngram=1,
+        whole_words=False,
+        pair_rate=0.6,
+        dtype=args.dtype,
+        seed=1,
+    )
 
 
-def learning_rate(step: int, args) -> float:
-    """Rise, stay, and fall to nothing in the last `args.decay` steps: so a run can be prolonged."""
-    rising = (step + 1) / max(1, args.warmup)
-    falling = (args.steps - step) / max(1, args.decay)
-    return args.learning_rate * min(1.0, rising, falling)
+def evaluate(masked_lm: MegatronBertMaskedLM, files: TokenFiles, length: int) -> dict:
+    """Return loss (nats) and accuracy on 15 % of the tokens, hidden as BERT hides them."""
+    tokenizer = masked_lm.preprocessor.tokenizer
+    batches = held_out_batches(files, tokenizer, length)
+    masked_lm.compile()
+    loss, accuracy = masked_lm.evaluate(batches, verbose=0)
+    masks = sum(int(weight.sum()) for _, _, weight in batches)
+    return {"loss": float(loss), "accuracy": float(accuracy), "masks": masks}
 
 
-def evaluate(masked_lm, samples: np.ndarray, tokenizer) -> dict[str, float]:
-    """Return loss (nats) and accuracy of the masked tokens, with masks that depend on no run."""
-    batches = masked_batches(samples, tokenizer, EVALUATION, batch_size=64, seed=2, shuffle=False)
-    losses, hits, weights = [], [], []
-    for x, y, weight in batches:
-        logits = masked_lm.logits(x)
-        shifted = logits - logits.max(-1, keepdims=True)
-        log_sum = np.log(np.exp(shifted).sum(-1))
-        losses.append(log_sum - np.take_along_axis(shifted, y[..., None], -1)[..., 0])
-        hits.append(logits.argmax(-1) == y)
-        weights.append(weight)
-    weight = np.concatenate(weights)
-    loss = (np.concatenate(losses) * weight).sum() / weight.sum()
-    accuracy = (np.concatenate(hits) * weight).sum() / weight.sum()
-    return {"loss": float(loss), "accuracy": float(accuracy), "masks": int(weight.sum())}
+def held_out_batches(files: TokenFiles, tokenizer, length: int):
+    """Return samples of one part, with masks that depend on no run, for a masked LM."""
+    batches = pretraining_batches(
+        files, tokenizer, 64, length, MaskingScheme(), seed=2, pair_rate=0.0
+    )
+    return batches.map(lambda batch: (batch[0], batch[1]["mlm"], batch[2]["mlm"]))
 
 
-def baselines(training: np.ndarray, held_out: np.ndarray, tokenizer) -> dict[str, float]:
+def baselines(training: TokenFiles, held_out: TokenFiles, tokenizer, length: int) -> dict:
     """Score two models that read no context, on the masks that `evaluate` uses.
 
     The most frequent token answers the same to all. The unigram model gives each token its add-one
-    frequency in the training samples.
+    frequency in the training text.
     """
-    vocabulary_size = tokenizer.vocabulary_size()
-    counts = np.bincount(training.ravel(), minlength=vocabulary_size).astype("float64")
-    counts[tokenizer.special_token_ids] = 0
+    counts = np.bincount(training.tokens, minlength=tokenizer.vocabulary_size()).astype("float64")
     unigram = np.log((counts + 1) / (counts + 1).sum())
-    batches = masked_batches(held_out, tokenizer, EVALUATION, batch_size=64, seed=2, shuffle=False)
+    batches = held_out_batches(held_out, tokenizer, length)
     labels = np.concatenate([y[weight > 0] for _, y, weight in batches])
     return {
         "unigram_loss": float(-unigram[labels].mean()),
@@ -183,12 +135,18 @@ def baselines(training: np.ndarray, held_out: np.ndarray, tokenizer) -> dict[str
     }
 
 
-def save(masked_lm, output: Path, args) -> None:
-    """Write the preset with float16 weights."""
-    half = build(args, dtype="float16")
-    trained = {variable.path: variable for variable in masked_lm.trainable_variables}
-    for variable in half.trainable_variables:
-        variable.assign(keras.ops.convert_to_numpy(trained[variable.path]))
+def save(trained: MegatronBertMaskedLM, output: Path) -> None:
+    """Write the preset with float16 weights, and with dropout for who fine-tunes it."""
+    config = trained.backbone.get_config() | {"dropout": 0.1, "attention_dropout": 0.1}
+    config |= {"dtype": "float16", "name": "megatron_bert_backbone"}
+    tokenizer = trained.preprocessor.tokenizer
+    preprocessor = MegatronBertMaskedLMPreprocessor(
+        tokenizer, config["max_sequence_length"], name="masked_lm_preprocessor"
+    )
+    half = MegatronBertMaskedLM(
+        MegatronBertBackbone.from_config(config), preprocessor, name="megatron_bert_masked_lm"
+    )
+    half.set_weights(trained.get_weights())
     half.save_to_preset(output)
 
 
@@ -196,53 +154,46 @@ def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("corpus", type=Path)
+    parser.add_argument("work", type=Path)
     parser.add_argument("output", type=Path)
-    parser.add_argument("--vocabulary", type=Path, default=VOCABULARY)
     parser.add_argument("--start", help="preset of this shape to go on from, not random weights")
-    parser.add_argument("--state", type=Path, help="file to keep a run in, and to go on from")
-    parser.add_argument("--steps", type=int, default=8_400)
-    parser.add_argument("--decay", type=int, default=3_600, help="last steps, of a falling rate")
-    parser.add_argument("--warmup", type=int, default=150)
-    parser.add_argument("--tokens", type=int, default=4096, help="slots a batch")
+    parser.add_argument("--steps", type=int, default=20_000)
+    parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--sequence-length", type=int, default=128)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--hidden", type=int, default=256)
-    parser.add_argument("--learning-rate", type=float, default=3e-3)
-    parser.add_argument("--selection-rate", type=float, default=0.2)
-    parser.add_argument("--report-every", type=int, default=50)
-    parser.add_argument("--no-compile", action="store_true", help="needs no C++ compiler")
+    parser.add_argument("--learning-rate", type=float, default=1.5e-3)
+    parser.add_argument("--dtype", default="mixed_bfloat16")
+    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--log-every", type=int, default=100)
     return parser.parse_args()
 
 
 def main() -> None:
     """Train, measure and save."""
     args = parse_arguments()
-    keras.utils.set_random_seed(0)
-    masked_lm = build(args, dropout=0.0)  # so few passes over the corpus do not overfit
-    if args.start is not None:
-        started = MegatronBertMaskedLM.from_preset(args.start, dtype="float32")
-        masked_lm.set_weights(started.get_weights())
-    tokenizer = masked_lm.preprocessor.tokenizer
-    training, held_out = hold_out(read_documents(args.corpus))
-    done = train(masked_lm, training, tokenizer, args)
+    args.work.mkdir(parents=True, exist_ok=True)
+    tokenizer = MegatronBertTokenizer(str(VOCABULARY), lowercase=True)
+    counts = write_parts(args.corpus, args.work, tokenizer)
+    settings, run = settings_of(args), args.work / "run"
+    every = {"log_every": args.log_every, "save_every": 10 * args.log_every}
+    metrics = pretrain(settings, run, workers=args.workers, **every)
 
-    training, held_out = (
-        pack_documents(documents, tokenizer, args.sequence_length, seed=0)
-        for documents in (training, held_out)
-    )
+    trained = MegatronBertMaskedLM.from_preset(str(run / "preset"), dtype="float32")
+    training, held_out = (TokenFiles.open(args.work / part, tokenizer) for part in PARTS)
     facts = {
-        "parameters": masked_lm.count_params(),
-        "steps": done["step"],
-        "batch_tokens": args.tokens,
-        "sequence_length": args.sequence_length,
-        "tokens": done["tokens"],
-        "corpus_tokens": int((training != tokenizer.pad_token_id).sum()),
-        "minutes": round(done["seconds"] / 60, 1),
-        "hardware": f"{torch.get_num_threads()} threads on {os.cpu_count()} CPU cores",
-        **evaluate(masked_lm, held_out, tokenizer),
-        **baselines(training, held_out, tokenizer),
+        "parameters": trained.count_params(),
+        "steps": metrics["steps"],
+        "batch_size": settings.batch_size,
+        "sequence_length": settings.sequence_length,
+        "places": metrics["tokens"],
+        "corpus_tokens": counts["training"]["tokens"],
+        "minutes": round(metrics["seconds"] / 60, 1),
+        "hardware": f"Keras on {keras.backend.backend()}, {os.cpu_count()} CPU cores",
+        **evaluate(trained, held_out, settings.sequence_length),
+        **baselines(training, held_out, tokenizer, settings.sequence_length),
     }
-    save(masked_lm, args.output, args)
+    save(trained, args.output)
     (args.output / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
     print(json.dumps(facts, indent=2))
 
