@@ -64,13 +64,16 @@ class MegatronLayout:
             ValueError: its layers, heads or feed-forward units are not split evenly.
         """
         chunks = self.pipeline_parallel * self.virtual_pipeline
-        for value, parts, what in (
-            (config["num_layers"], chunks, "layers are not split evenly over {} chunks"),
-            (config["num_heads"], self.tensor_parallel, "attention heads over {} tensor ranks"),
-            (config["intermediate_dim"], self.tensor_parallel, "units over {} tensor ranks"),
+        for value, what, parts, over in (
+            (config["num_layers"], "layers", chunks, "chunks of the pipeline"),
+            (config["num_heads"], "attention heads", self.tensor_parallel, "tensor ranks"),
+            (config["intermediate_dim"], "units", self.tensor_parallel, "tensor ranks"),
         ):
             if value % parts:
-                raise ValueError(f"{value} {what.format(parts)}: choose another number of ranks")
+                raise ValueError(
+                    f"{value} {what} are not split evenly over {parts} {over}: choose another "
+                    "number of ranks"
+                )
 
     def place(self, name: str, num_layers: int) -> tuple[int, int, str]:
         """Return where a weight of the model goes: its stage, its chunk, and its name there.
