@@ -188,9 +188,17 @@ def page(values: dict) -> str:
         "|---|---|---|---|---|---|---|",
         *(_precision_line(row, values[row.example]) for row in rows),
     ]
-    if any("preset_steps" in one for row in rows for one in values[row.example]["lora"].values()):
-        lines += ["", "† From the preset as it was after 5,200 of its 8,400 steps."]
+    if any(_is_outdated(values[row.example].get(run, {})) for row in rows for run in RUNS):
+        lines += [
+            "",
+            "† From an earlier preset, of fewer steps: `preset_steps` in the JSON file beside.",
+        ]
     return "\n".join(lines) + "\n"
+
+
+def _is_outdated(runs: dict) -> bool:
+    """Say whether runs began with weights that the preset has no more."""
+    return any("preset_steps" in one for one in runs.values())
 
 
 def _score_line(row: Row, values: dict) -> str:
@@ -205,7 +213,8 @@ def _score_line(row: Row, values: dict) -> str:
     minutes = statistics.mean(one["minutes"] for one in values["pretrained"].values())
     cells = (
         *(row.title, row.metric, f"{baseline:.3f} ({row.baseline_name})", _scores(random)),
-        *(_scores(pretrained), f"{minutes:.0f}"),
+        _scores(pretrained) + " †" * _is_outdated(values["pretrained"]),
+        f"{minutes:.0f}",
         f"{against_random}; {_verdict(mean, 'the baseline', baseline, count)}",
     )
     return f"| {' | '.join(cells)} |"
@@ -231,7 +240,7 @@ def _precision_line(row: Row, values: dict) -> str:
     lora = list(values.get("lora", {}).values())[:1]
     scores += [one["score"] for one in lora]
     cells += [f"{score:.3f} ({score - pretrained['float32']:+.3f})" for score in scores]
-    cells[-1] += " †" * any("preset_steps" in one for one in lora)
+    cells[-1] += " †" * _is_outdated(values.get("lora", {}))
     cells += ["not run"] * (not lora)
     return f"| {' | '.join(cells)} |"
 
