@@ -76,6 +76,7 @@ def pretrain(
     from keras_megatron.parallel import model_parallel as split
     from keras_megatron.pretraining.run import pretrain as run
     from keras_megatron.pretraining.settings import PretrainSettings
+    from keras_megatron.processes import is_first
 
     read = PretrainSettings.from_file(settings)
     if read.preset is not None:
@@ -91,5 +92,6 @@ def pretrain(
             evaluate_every=evaluate_every,
             workers=workers,
         )
-    for name, value in metrics.get("held_out", {}).items():
-        print(f"held out {name}: {value:.4f}")
+        if is_first():
+            for name, value in metrics.get("held_out", {}).items():
+                print(f"held out {name}: {value:.4f}")

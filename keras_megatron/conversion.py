@@ -8,12 +8,14 @@ import keras
 from keras_hub.src.utils.preset_utils import CONFIG_FILE, METADATA_FILE, check_file_exists
 
 from keras_megatron.checkpoints.convert import read_model, write_preset
-from keras_megatron.checkpoints.export import write_transformers
+from keras_megatron.checkpoints.export import write_tokenizer, write_transformers
 from keras_megatron.checkpoints.megatron_export import write_megatron
 from keras_megatron.checkpoints.megatron_layout import MegatronLayout
 from keras_megatron.checkpoints.staging import staged_folder
+from keras_megatron.presets.hugging_face import has_tokenizer
 from keras_megatron.presets.registry import find
 from keras_megatron.presets.stored_task import class_of, is_quantized
+from keras_megatron.tokenizer import MegatronBertTokenizer
 
 KERAS, TRANSFORMERS, MEGATRON, MEGATRON_CORE = "keras", "transformers", "megatron", "megatron-core"
 FORMATS = (KERAS, TRANSFORMERS, MEGATRON, MEGATRON_CORE)
@@ -30,11 +32,10 @@ def source_format(source: str | os.PathLike) -> str:
         return KERAS
     if "://" not in source and not os.path.isdir(source):
         return MEGATRON
-    # KerasHub writes metadata.json beside its config.json, transformers does not.
-    for name, found in ((METADATA_FILE, KERAS), (CONFIG_FILE, TRANSFORMERS)):
-        if check_file_exists(source, name):
-            return found
-    return MEGATRON
+    if not check_file_exists(source, CONFIG_FILE):
+        return MEGATRON
+    # KerasHub writes it beside config.json, transformers does not, Megatron-core without that.
+    return KERAS if check_file_exists(source, METADATA_FILE) else TRANSFORMERS
 
 
 def convert(
@@ -96,6 +97,8 @@ def convert(
             model, unused = _load(os.fspath(source)), []
         report(f"Writing {output}", flush=True)
         write(model, folder)
+        if not hasattr(model, "preprocessor") and has_tokenizer(os.fspath(source)):
+            _write_tokenizer(os.fspath(source), folder, to, model.max_sequence_length)
     for name in unused:
         report(f"  not converted: {name}", flush=True)
     return unused
@@ -119,6 +122,15 @@ def _check_options(source, found: str, to: str, options: dict) -> None:
         raise ValueError(f"{given[0]} is for checkpoints of Megatron-LM, and {source} is none")
     if found == to == KERAS:
         raise ValueError(f"{source} is a Keras preset already: copy it, or choose another format")
+
+
+def _write_tokenizer(preset: str, folder: pathlib.Path, to: str, longest: int) -> None:
+    """Write the tokenizer beside a mere backbone, which does not know of it."""
+    tokenizer = MegatronBertTokenizer.from_preset(preset)
+    if to == TRANSFORMERS:
+        write_tokenizer(folder, tokenizer, longest)
+    else:
+        tokenizer.save_to_preset(str(folder))
 
 
 def _load(preset: str) -> keras.Model:

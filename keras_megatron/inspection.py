@@ -5,6 +5,7 @@ import dataclasses
 import math
 import os
 import pathlib
+import reprlib
 import tempfile
 from collections.abc import Iterable
 
@@ -27,6 +28,7 @@ from keras_megatron.checkpoints.vocabulary_rows import choose_tokenizer, cut_pad
 from keras_megatron.checkpoints.weight_names import weights
 from keras_megatron.conversion import KERAS, TRANSFORMERS, source_format
 from keras_megatron.presets.cache import cached_folder
+from keras_megatron.presets.hugging_face import local_folder
 from keras_megatron.presets.registry import find
 from keras_megatron.presets.stored_task import class_of
 
@@ -102,7 +104,7 @@ def inspect_checkpoint(source: str | os.PathLike) -> Inspection:
     if found == KERAS:
         return _keras_preset(os.fspath(source))
     if found == TRANSFORMERS:
-        return _transformers(pathlib.Path(source))
+        return _transformers(local_folder(os.fspath(source)))
     with tempfile.TemporaryDirectory() as scratch:
         return _megatron(open_checkpoint(source, pathlib.Path(scratch)))
 
@@ -174,7 +176,7 @@ def _plain(value):
         return value
     if isinstance(value, list | tuple) and all(isinstance(v, int | float | str) for v in value):
         return list(value)
-    return repr(value)[:_LONGEST_VALUE]
+    return reprlib.repr(value)[:_LONGEST_VALUE]  # not all of it: a few bytes can nest it deep
 
 
 def _grouped(tensors: Iterable[tuple[str, LazyArray]]) -> list[TensorInfo]:
@@ -205,6 +207,8 @@ def _transformers(folder: pathlib.Path) -> Inspection:
 
 
 def _keras_preset(source: str) -> Inspection:
+    if "://" in source:
+        raise ValueError(f"{source} is not on this machine: give a folder, or the name of a preset")
     named = find(source)
     folder = pathlib.Path(source)
     if named:

@@ -8,7 +8,9 @@ https://github.com/NVIDIA/Megatron-LM and the NGC release `nvidia/megatron_bert_
 import argparse
 import os
 import random
+import sys
 import tempfile
+import types
 import zipfile
 
 import numpy as np
@@ -119,6 +121,18 @@ def model_state(hf_model, version=0, names=None, half=False, binary_head=True, t
     return state
 
 
+def _loss_scaler():
+    """An object of Megatron-LM's own class: float16 runs of 2019 and 2020 save it whole."""
+    name = "megatron.fp16.loss_scaler"
+    if name not in sys.modules:
+        scaler = type("DynamicLossScaler", (), {"__module__": name})
+        sys.modules[name] = types.ModuleType(name)
+        sys.modules[name].DynamicLossScaler = scaler
+    found = sys.modules[name].DynamicLossScaler()
+    found.__dict__ = {"cur_scale": 65536.0, "cur_iter": 7, "last_overflow_iter": -1}
+    return found
+
+
 def checkpoint(hf_model, version=0, arguments=None, **options):
     """The whole object that Megatron-LM saves: model, arguments, optimizer, rng states.
 
@@ -149,7 +163,7 @@ def checkpoint(hf_model, version=0, arguments=None, **options):
         "tokens": np.int64(123),
         "model": model_state(hf_model, version, **options),
         "optimizer": {
-            "loss_scaler": {"cur_scale": 65536.0, "overflow": False},
+            "loss_scaler": _loss_scaler(),
             "fp32_from_fp16": [[torch.nn.Parameter(torch.randn(4, 3)), torch.randn(5).t()]],
             "optimizer_state_dict": {
                 "state": {0: {"step": 7, "exp_avg": torch.randn(4, 3)}},

@@ -79,7 +79,7 @@ def write_transformers(model: keras.Model, folder: pathlib.Path) -> None:
     _write_json(folder / "config.json", config)
     save_safetensors(folder / "model.safetensors", tensors)
     if tokenizer:
-        _write_tokenizer(folder, tokenizer, backbone.max_sequence_length)
+        write_tokenizer(folder, tokenizer, backbone.max_sequence_length)
 
 
 def _config(backbone, head_activation: str) -> dict:
@@ -127,7 +127,8 @@ def _classes(count: int, names: list[str] | None) -> dict:
     }
 
 
-def _write_tokenizer(folder: pathlib.Path, tokenizer, longest: int) -> None:
+def write_tokenizer(folder: pathlib.Path, tokenizer, longest: int) -> None:
+    """Write a tokenizer as transformers loads it, for texts of at most so many tokens."""
     write_vocabulary(folder, tokenizer)
     config = {
         "tokenizer_class": "BertTokenizer",

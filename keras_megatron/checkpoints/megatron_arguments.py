@@ -121,7 +121,8 @@ def choose_settings(
         "activation": activation,
         "dropout": _rate(arguments, "hidden_dropout"),
         "attention_dropout": _rate(arguments, "attention_dropout"),
-        POST_LAYERNORM: arguments.get(POST_LAYERNORM) is True,
+        # Megatron-core takes this argument and does not use it.
+        POST_LAYERNORM: arguments.get(POST_LAYERNORM) is True and not of_core,
     }
     if heads * head_dim != hidden_dim or hidden_dim % heads:
         chosen["head_dim"] = head_dim

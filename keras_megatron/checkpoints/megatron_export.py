@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Mapping
 
 import keras
+import numpy as np
 
 from keras_megatron.checkpoints.assign import model_weights
 from keras_megatron.checkpoints.export import write_vocabulary
@@ -29,14 +30,18 @@ _TASKS = {
     "MegatronBertTextClassifier": CLASSIFICATION,
     "MegatronBertMultipleChoice": MULTIPLE_CHOICE,
 }
+_SEGMENTS = "embedding.tokentype_embeddings.weight"
+_NUM_SEGMENTS = 2
 _RELEASE = "release"  # weights without an optimizer's state, from which Megatron-LM starts anew
 
 
 def export_to_megatron(model: keras.Model, folder: str | os.PathLike, **layout) -> None:
     """Write a checkpoint that Megatron-LM's `--load` takes, and the vocabulary for `--vocab-file`.
 
-    Rows of words are added, or cut where they stand for no piece, until there is a multiple of 128
-    for each tensor rank, as Megatron-LM does; those that are added have probability 0.
+    A masked language model whose segments matter gets a binary head of zeros, as Megatron-LM has
+    segments only beside one. Rows of words are added, or cut where they stand for no piece, until
+    there is a multiple of 128 for each tensor rank, as Megatron-LM does; those that are added have
+    probability 0.
 
     Args:
         model: `MegatronBertPretrainer`, `MegatronBertMaskedLM`, `MegatronBertTextClassifier` or
@@ -74,10 +79,12 @@ def write_megatron(model: keras.Model, folder: pathlib.Path, layout: MegatronLay
     pieces = tokenizer.vocabulary_size() if tokenizer else backbone.vocabulary_size
     rows = padded_vocabulary_size(pieces, layout.tensor_parallel)
     named = _by_megatron_names(with_rows(model_weights(model), rows), backbone.num_layers)
+    if name == "MegatronBertMaskedLM":
+        named = _with_binary_head(named)
     arguments = _arguments(config, rows, layout)
     head = getattr(model, "head_activation", backbone.activation)
     arguments |= _gelus(layout)[backbone.activation, head]
-    arguments["bert_binary_head"] = name == "MegatronBertPretrainer"
+    arguments["bert_binary_head"] = _SEGMENTS in named
     uncased = tokenizer is None or tokenizer.lowercase
     arguments["tokenizer_type"] = f"BertWordPiece{'Lower' if uncased else ''}Case"
     checkpoint = {"args": argparse.Namespace(**arguments), "iteration": 0}
@@ -108,6 +115,15 @@ def _check(model: keras.Model, layout: MegatronLayout) -> tuple[str, keras.Model
     backbone = model.backbone
     if backbone.cross_attention:
         raise ValueError("Megatron-LM's BERT has no cross-attention, but this model has")
+    if backbone.num_segments != _NUM_SEGMENTS:
+        raise ValueError(
+            f"Megatron-LM's BERT has {_NUM_SEGMENTS} segments, not {backbone.num_segments}"
+        )
+    if layout.core and backbone.apply_residual_connection_post_layernorm:
+        raise ValueError(
+            "Megatron-core has its residual connections before LayerNorm, but this model has "
+            "apply_residual_connection_post_layernorm=True: write Megatron-LM's own names"
+        )
     head = getattr(model, "head_activation", backbone.activation)
     if (backbone.activation, head) not in _gelus(layout):
         raise ValueError(
@@ -132,6 +148,24 @@ def _gelus(layout: MegatronLayout) -> dict[tuple[str, str], dict[str, bool]]:
 def _by_megatron_names(tensors: Mapping[str, LazyArray], num_layers: int) -> dict[str, LazyArray]:
     rows = (row for row in weights(num_layers) if row.hugging_face in tensors)
     return {row.megatron: tensors[row.hugging_face] for row in rows}
+
+
+def _with_binary_head(weights: dict[str, LazyArray]) -> dict[str, LazyArray]:
+    """Return a masked language model's weights as Megatron-LM builds such a model.
+
+    Segments and a pooler are there only together with a binary head (`bert_binary_head`). A model
+    that makes nothing of segments goes without all three, another one gets a head of zeros.
+    """
+    if not weights[_SEGMENTS].read().any():
+        left_out = (_SEGMENTS, "pooler.")
+        return {name: array for name, array in weights.items() if not name.startswith(left_out)}
+    table = weights[_SEGMENTS]
+    shapes = {"binary_head.weight": (2, table.shape[1]), "binary_head.bias": (2,)}
+    zeros = {
+        name: LazyArray(shape, table.dtype, lambda shape=shape: np.zeros(shape, table.dtype))
+        for name, shape in shapes.items()
+    }
+    return {**weights, **zeros}
 
 
 def _spell(chunk: dict[str, LazyArray], head: str | None, layout: MegatronLayout) -> dict:

@@ -131,6 +131,8 @@ def merge_stages(shards: Sequence[Shard]) -> tuple[list[dict[str, LazyArray]], b
 def chunks_of(shard: Shard) -> list[dict]:
     """Return the chunks of the model that a shard has: several in a virtual pipeline."""
     content = shard.content
+    if not isinstance(content, dict):
+        raise ValueError(_NO_MODEL)
     if isinstance(content.get("model"), dict):
         return [content["model"]]
     chunks = {int(m[1]): content[m[0]] for key in content if (m := _CHUNK.fullmatch(str(key)))}

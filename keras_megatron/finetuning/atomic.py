@@ -22,9 +22,10 @@ def replace_file(path: pathlib.Path, write: Callable[[pathlib.Path], None]) -> N
 def remove_partial(folder: pathlib.Path) -> None:
     """Remove what a process that was killed was writing into a folder.
 
-    The library that writes safetensors has a name of its own for a file that is not whole.
+    The library that writes safetensors has a name of its own for a file that is not whole, and so
+    has `keras_megatron.parallel` for what several processes write.
     """
-    for pattern in (f"*{PARTIAL}", ".tmp??????"):
+    for pattern in (f"*{PARTIAL}", ".tmp??????", ".saving-*"):
         for partial in folder.glob(pattern):
             if partial.is_dir():
                 shutil.rmtree(partial)

@@ -67,16 +67,24 @@ class RunFolder:
         """Where the best model so far is."""
         return self.path / PRESET
 
+    def create(self) -> None:
+        """Make the folder if need be.
+
+        Raises:
+            ValueError: it cannot be made.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"cannot write {self.path}: {error.strerror}") from error
+
     def make(self) -> None:
         """Make the folder if need be, and remove what a killed process was writing there.
 
         Raises:
             ValueError: the folder cannot be made.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"cannot write {self.path}: {error.strerror}") from error
+        self.create()
         remove_partial(self.path)
         if not (self.path / RUN).exists():
             replace_json(self.path / RUN, self.settings)

@@ -78,9 +78,17 @@ class PretrainingLog(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch, logs=None):
         """Go on from the checkpoint; now, as Keras has reset metrics and PyTorch drawn a seed."""
+        self.restore(self.model)
+
+    def restore(self, model: keras.Model) -> None:
+        """Give a model the state of the checkpoint, once; it is compiled, and built in all parts.
+
+        Raises:
+            ValueError: the state is of another model.
+        """
         if self._state is not None:
-            load_state(self._state, self.model)
-            self.model.reset_metrics()
+            load_state(self._state, model)
+            model.reset_metrics()
             self._state = None
 
     def on_epoch_end(self, epoch, logs=None):

@@ -68,7 +68,8 @@ def pretrain(
     folder = RunFolder(output, settings.facts())
     checkpoints = Checkpoints(folder.path / CHECKPOINTS, keep)
     if folder.metrics:
-        print(f"{output} is finished: there is nothing left to do")
+        if is_first():
+            print(f"{output} is finished: there is nothing left to do")
         return folder.metrics
     model = build_pretrainer(settings)
     batches, held_out = _data(settings, model)
@@ -99,9 +100,10 @@ def _alone(folder: RunFolder) -> Iterator[None]:
     if not is_first():
         yield
         return
-    folder.make()
+    folder.create()
     try:
         with filelock.FileLock(folder.path / LOCK, blocking=False):
+            folder.make()
             yield
     except filelock.Timeout as error:
         raise ValueError(
@@ -198,7 +200,8 @@ def _fit(model, settings, batches, log: PretrainingLog, log_every: int, workers:
         model.evaluate(batches[:1], verbose=0)
     parts = settings.accumulation
     rest = batches.repeat()[log.progress.step * parts : settings.steps * parts]
-    if not len(rest):
+    if not len(rest):  # killed after its last step
+        log.restore(model)
         return
     keras.Model.fit(  # KerasHub's would begin the data twice, with its processes
         model,

@@ -38,7 +38,7 @@ def use_the_cpu(store, rank=0, tensor_size=1):
     parallel_state.initialize_model_parallel(tensor_size, 1)
 
 
-def make_model(**options):
+def make_model(binary_head=True, **options):
     """A model whose weights are far from their initial values, biases too."""
     config = TransformerConfig(
         num_layers=LAYERS,
@@ -53,7 +53,8 @@ def make_model(**options):
     )
     model = BertModel(
         config,
-        num_tokentypes=2,
+        num_tokentypes=2 if binary_head else 0,
+        add_binary_head=binary_head,
         transformer_layer_spec=bert_layer_local_spec,
         vocab_size=ROWS,
         max_sequence_length=POSITIONS,
@@ -83,8 +84,10 @@ def save_logits(path, model):
     inputs = make_inputs()
     ids, segments, mask = (torch.tensor(value) for value in inputs.values())
     with torch.no_grad():
-        mlm, binary = model(ids, mask, segments)
-    np.savez(path, mlm=mlm.numpy(), binary=binary.numpy(), **inputs)
+        mlm, binary = model(ids, mask, segments if model.add_binary_head else None)
+    if binary is not None:
+        inputs["binary"] = binary.numpy()
+    np.savez(path, mlm=mlm.numpy(), **inputs)
 
 
 def arguments(**others):

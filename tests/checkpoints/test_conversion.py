@@ -135,6 +135,21 @@ def test_other_vocabularies_and_the_tanh_gelu(tmp_path, rows):
     assert np.abs(masked_lm_logits(back, inputs) - expected)[0].max() < 2e-5
 
 
+@pytest.mark.backend_independent
+def test_the_tokenizer_of_a_mere_backbone(tmp_path, reference, vocabulary):
+    reference.bert.save_pretrained(tmp_path / "theirs")
+    (tmp_path / "theirs" / "vocab.txt").write_text(vocabulary.read_text())
+    convert(tmp_path / "theirs", tmp_path / "keras", progress=False)
+    assert MegatronBertTokenizer.from_preset(str(tmp_path / "keras")).vocabulary_size() == 100
+    convert(tmp_path / "keras", tmp_path / "back", "transformers", progress=False)
+    assert (tmp_path / "back" / "vocab.txt").read_text() == vocabulary.read_text()
+    stored = safetensors.numpy.load_file(tmp_path / "theirs" / "model.safetensors")
+    written = safetensors.numpy.load_file(tmp_path / "back" / "model.safetensors")
+    assert written.keys() == stored.keys()
+    for name, array in written.items():
+        np.testing.assert_array_equal(array, stored[name])
+
+
 # === What does not go together ===
 
 

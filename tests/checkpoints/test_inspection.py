@@ -171,6 +171,17 @@ def test_nothing_is_left(tmp_path, reference, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(scratch))
     assert inspect_checkpoint(source).settings
     assert list(scratch.iterdir()) == []
-    with one_line_error("no 'model'"):
-        torch.save({"other": 1}, tmp_path / "other.pt")
-        inspect_checkpoint(tmp_path / "other.pt")
+    for other in ({"other": 1}, torch.ones(3)):
+        torch.save(other, tmp_path / "other.pt")
+        with one_line_error("no 'model'"):
+            inspect_checkpoint(tmp_path / "other.pt")
+
+
+def test_arguments_that_would_be_endless_text(tmp_path, reference):
+    """Each level of the tuple is the one before it, twice."""
+    deep = ()
+    for _ in range(60):
+        deep = (deep, deep)
+    path = tmp_path / "model_optim_rng.pt"
+    release_format.write_checkpoint(path, reference, 3.0, arguments={"deep": deep})
+    assert len(inspect_checkpoint(path).arguments["deep"]) <= 200

@@ -15,6 +15,8 @@ from keras_megatron import MegatronBertMaskedLM, MegatronBertNextSentencePredict
 from keras_megatron.checkpoints import convert_checkpoint
 from keras_megatron.checkpoints.megatron import read_megatron
 from keras_megatron.checkpoints.sources import open_checkpoint
+from keras_megatron.conversion import source_format
+from keras_megatron.inspection import inspect_checkpoint
 
 pytestmark = [pytest.mark.backend_independent, pytest.mark.parity]
 TOLERANCE = 2e-5
@@ -53,6 +55,17 @@ def differences(source, output, logits, vocabulary, **options):
     predictor = MegatronBertNextSentencePredictor.from_preset(str(output))
     binary = np.abs(np.asarray(predictor.logits(inputs)) - expected["binary"]).max()
     return max(mlm, binary)
+
+
+def test_a_distributed_checkpoint_is_no_keras_preset(saved):
+    """Both have a metadata.json."""
+    folder = saved / "run" / "iter_0000005"
+    assert (folder / "metadata.json").is_file()
+    for source in (folder, folder.parent):
+        assert source_format(source) == "megatron"
+        found = inspect_checkpoint(source)
+        assert found.format == "Megatron-core, checkpoint version 3"
+        assert found.settings["num_layers"] == LAYERS
 
 
 def test_logits_are_those_of_megatron_core(saved, tmp_path, vocabulary, parity):

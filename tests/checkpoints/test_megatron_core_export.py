@@ -11,7 +11,7 @@ import pytest
 import torch
 from checkpoint_helpers import make_reference
 
-from keras_megatron import MegatronBertPretrainer
+from keras_megatron import MegatronBertBackbone, MegatronBertMaskedLM, MegatronBertPretrainer
 
 pytestmark = [pytest.mark.backend_independent, pytest.mark.parity]
 TOLERANCE = 2e-5
@@ -29,9 +29,30 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def loaded(model, tmp_path_factory):
+def masked_lms(model):
+    """Of the same weights: one whose segments matter, and one that makes nothing of them."""
+    found = {}
+    for name in ("segments", "plain"):
+        backbone = MegatronBertBackbone.from_config(model.backbone.get_config())
+        found[name] = MegatronBertMaskedLM(backbone)
+        weights = {variable.path: variable for variable in model.weights}
+        for variable in found[name].weights:
+            variable.assign(np.array(weights[variable.path]))  # not the same buffer
+    table = next(
+        variable
+        for variable in found["plain"].weights
+        if variable.path.endswith("segment_embedding/embeddings")
+    )
+    table.assign(np.zeros(table.shape, "float32"))
+    return found
+
+
+@pytest.fixture(scope="module")
+def loaded(model, masked_lms, tmp_path_factory):
     """A folder with the logits of Megatron-core's model, which holds our checkpoints' weights."""
     folder = tmp_path_factory.mktemp("megatron_core")
+    for name, masked_lm in masked_lms.items():
+        masked_lm.export_to_megatron(folder / name, core=True)
     model.export_to_megatron(folder / "one", core=True)
     model.export_to_megatron(folder / "two", core=True, tensor_parallel=2)
     done = subprocess.run(
@@ -53,18 +74,30 @@ def our_logits(model, saved):
     return model.logits({**inputs, "mask_positions": positions}), inputs["padding_mask"] == 1
 
 
-@pytest.mark.parametrize("rank", ["1_0", "2_0", "2_1"])
+@pytest.mark.parametrize("rank", ["one_0", "two_0", "two_1"])
 def test_logits_of_megatron_core_s_model(model, loaded, parity, rank):
     saved = np.load(loaded / f"logits_{rank}.npz")
     ours, tokens = our_logits(model, saved)
-    of_rank = f"Megatron-core holding our checkpoint, rank {rank[2]} of {rank[0]}"
+    of_rank = f"Megatron-core holding our checkpoint, rank {rank[-1]} of {rank[:-2]}"
     parity(f"{of_rank}, words", ours["mlm"][tokens], saved["mlm"][tokens], TOLERANCE)
     parity(f"{of_rank}, sentence order", ours["nsp"], saved["binary"], TOLERANCE)
 
 
+@pytest.mark.parametrize("name", ["segments", "plain"])
+def test_masked_language_models(masked_lms, loaded, parity, name):
+    """With a binary head of zeros and segments, or without either."""
+    saved = np.load(loaded / f"logits_{name}_0.npz")
+    ours, tokens = our_logits(masked_lms[name], saved)
+    what = f"Megatron-core holding our masked LM, {name}"
+    parity(what, ours[tokens], saved["mlm"][tokens], TOLERANCE)
+    assert ("binary" in saved) == (name == "segments")
+    other, _ = our_logits(masked_lms["plain" if name == "segments" else "segments"], saved)
+    assert np.abs(other - saved["mlm"])[tokens].max() > 100 * TOLERANCE
+
+
 def test_other_weights_show(model, loaded):
     """Negative control: one weight of the middle layer differs."""
-    saved = np.load(loaded / "logits_1_0.npz")
+    saved = np.load(loaded / "logits_one_0.npz")
     kernel = model.backbone.transformer_layers[1].feedforward_output_dense.kernel
     before = kernel.numpy() if hasattr(kernel, "numpy") else np.array(kernel)
     try:
@@ -77,7 +110,7 @@ def test_other_weights_show(model, loaded):
 
 def test_names_of_transformer_engine_s_layers(model, loaded, tmp_path):
     """Megatron-core's distributed format has these names for layers of either kind."""
-    expected = (loaded / "names_1.txt").read_text().split()
+    expected = (loaded / "names.txt").read_text().split()
     model.export_to_megatron(tmp_path / "out", core=True, transformer_engine=True)
     written = torch.load(tmp_path / "out" / FILE, weights_only=False)["model"]
     without_layers = {re.sub(r"layers\.\d+\.", "layers.", name) for name in written}

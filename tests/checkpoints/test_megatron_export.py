@@ -253,9 +253,11 @@ def test_half_precision_stays(tmp_path, vocabulary):
 # === What cannot be written ===
 
 
-def small(cls=MegatronBertMaskedLM, activation="gelu", **options):
-    sizes = {"hidden_dim": 16, "intermediate_dim": 24, "max_sequence_length": 8}
-    return cls(MegatronBertBackbone(64, 2, 2, activation=activation, **sizes), **options)
+def small(cls=MegatronBertMaskedLM, head_activation=None, num_classes=None, **options):
+    sizes = {"hidden_dim": 16, "intermediate_dim": 24, "max_sequence_length": 8, **options}
+    of_head = {"head_activation": head_activation, "num_classes": num_classes}
+    of_head = {name: value for name, value in of_head.items() if value is not None}
+    return cls(MegatronBertBackbone(64, 2, 2, **sizes), **of_head)
 
 
 @pytest.mark.parametrize(
@@ -269,6 +271,12 @@ def small(cls=MegatronBertMaskedLM, activation="gelu", **options):
         (small, {"version": 4.0}, ("version=4.0", "3.0")),
         (small, {"version": 0.0, "core": True}, ("version=0.0", "Megatron-core")),
         (small, {"transformer_engine": True}, ("transformer_engine",)),
+        (lambda: small(num_segments=3), {}, ("2 segments", "3")),
+        (
+            lambda: small(apply_residual_connection_post_layernorm=True),
+            {"core": True},
+            ("Megatron-core", "apply_residual_connection_post_layernorm"),
+        ),
         (lambda: small(activation="relu"), {}, ("'relu'",)),
         (
             lambda: small(head_activation="gelu_approximate", activation="gelu_approximate"),

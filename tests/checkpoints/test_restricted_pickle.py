@@ -102,7 +102,7 @@ def test_tricks_are_refused_at_once(case):
         ("numpy._core.multiarray", "scalar.__class__"),
         ("argparse", "ArgumentParser"),
         ("collections", "OrderedDict.__init__"),
-        ("fp16.loss_scaler", "DynamicLossScaler"),
+        ("fp16.fp16", "FP16_Optimizer"),
         ("keras_megatron.checkpoints.convert", "convert_checkpoint"),
     ],
 )

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 import keras_megatron
+from keras_megatron import MegatronBertPretrainer
 from keras_megatron.finetuning.training_state import load_progress
 
 KILLS = 10 if keras.config.backend() == "jax" else 3
@@ -72,6 +74,21 @@ def kill_at_a_moment(process, output, rng, while_writing: bool) -> None:
     process.wait()
 
 
+def check_the_end(settings, folder) -> None:
+    """Killed after its last step, before its preset: the next one writes the trained weights."""
+    expected = weights_of(folder)
+    shutil.rmtree(folder / "preset")
+    (folder / "metrics.json").unlink()
+    process = start(settings, folder)
+    assert process.wait() == 0, process.stderr.read()
+    for found, weight in zip(weights_of(folder), expected, strict=True):
+        np.testing.assert_array_equal(found, weight)
+
+
+def weights_of(folder) -> list[np.ndarray]:
+    return MegatronBertPretrainer.from_preset(str(folder / "preset")).get_weights()
+
+
 def test_a_run_killed_many_times_is_as_one_that_was_not(corpus, tokenizer, tmp_path):
     vocabulary = tmp_path / "vocabulary.txt"
     vocabulary.write_text("\n".join(tokenizer.get_vocabulary()) + "\n", encoding="utf-8")
@@ -102,6 +119,7 @@ def test_a_run_killed_many_times_is_as_one_that_was_not(corpus, tokenizer, tmp_p
     # Negative control: the losses of neighbouring steps differ by much more.
     assert np.abs(np.diff(losses(whole)[:, 1])).min() > 1e-5
     assert np.abs(np.diff(losses(whole)[:, 1])).max() > 1e-2
+    check_the_end(settings, whole)
     names = {path.name for path in (whole / "checkpoints").iterdir()}
     assert {path.name for path in (output / "checkpoints").iterdir()} == names
 

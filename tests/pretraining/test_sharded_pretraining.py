@@ -113,6 +113,8 @@ def test_files_are_whole_and_written_once(runs):
     for name in ("sharded", "killed"):
         files = {path.name for path in (runs / name).iterdir()} - {".lock"}
         assert files == {path.name for path in (runs / "one").iterdir()} - {".lock"}
+        states = {path.name for path in (runs / name / "checkpoints").iterdir()}
+        assert states == {path.name for path in (runs / "one" / "checkpoints").iterdir()}
         assert not list((runs / name).rglob("*.partial"))
         events = list((runs / name / "tensorboard").iterdir())
         assert len(events) == (2 if name == "killed" else 1)
