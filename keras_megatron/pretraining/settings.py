@@ -94,7 +94,7 @@ class PretrainSettings:
                 raise ValueError(f"{name} must be at least 1, not {value}")
         if self.weight_decay < 0 or self.clip <= 0 or self.initializer_range <= 0:
             raise ValueError(
-                "weight_decay must be at least 0, and clip and initializer_range above 0"
+                "weight_decay must be at least 0, and clip above 0, and so initializer_range"
             )
         self.schedule()  # refuses what is out of range, as the next one
         self.masking()

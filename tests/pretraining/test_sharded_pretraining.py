@@ -1,4 +1,4 @@
-"""Pretraining over four devices (two processes on PyTorch): as on one, and after kill -9 too."""
+"""Pretraining over two devices (four on TensorFlow): as on one, and after kill -9 too."""
 
 import json
 import os
@@ -48,7 +48,12 @@ def start(settings, output, sharded: bool) -> subprocess.Popen:
             *("-m", "keras_megatron"),
         ]
     elif sharded and BACKEND == "jax":
-        environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+        split = ("--model-parallel", "2")
+        environment |= {
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+            # Devices that are threads of few cores may wait for each other for ever.
+            "JAX_CPU_ENABLE_ASYNC_DISPATCH": "false",
+        }
     elif sharded:
         start_module = ["-c", DEVICES + MAIN]
     options = ("--output", output, "--log-every", "1", "--save-every", "2", *split)
