@@ -91,7 +91,8 @@ def convert(
     report = print if progress else lambda *_, **__: None
     with staged_folder(output) as folder:
         if found == MEGATRON:
-            model, unused = read_model(source, folder.parent, report, **overrides)
+            preset = folder if to == KERAS else None
+            model, unused = read_model(source, folder.parent, report, **overrides, preset=preset)
         else:
             report(f"Reading {source}", flush=True)
             model, unused = _load(os.fspath(source)), []

@@ -1,5 +1,6 @@
 """Converts a Megatron-LM checkpoint to a preset folder."""
 
+import math
 import os
 import pathlib
 from collections.abc import Callable
@@ -82,6 +83,7 @@ def convert_checkpoint(
             num_heads=num_heads,
             layer_norm_epsilon=layer_norm_epsilon,
             mlp_activation=mlp_activation,
+            preset=folder,
         )
         report(f"Writing {output}", flush=True)
         write_preset(model, folder)
@@ -98,6 +100,7 @@ def read_model(
     num_heads: int | None = None,
     layer_norm_epsilon: float | None = None,
     mlp_activation: str | None = None,
+    preset: pathlib.Path | None = None,
 ) -> tuple[MegatronBertTask, list[str]]:
     """Make the model that a Megatron-LM checkpoint holds.
 
@@ -109,6 +112,8 @@ def read_model(
         num_heads: Attention heads.
         layer_norm_epsilon: Epsilon of every LayerNorm.
         mlp_activation: Activation of the feed-forward blocks.
+        preset: Folder that gets the model as a preset, if one does: there must be room for it,
+            which is seen before a backend is started.
 
     Returns:
         The task, and keys of the checkpoint for which it has no place.
@@ -123,6 +128,9 @@ def read_model(
     rows = checkpoint.config["vocabulary_size"]
     tokenizer = choose_tokenizer(vocabulary, rows, checkpoint.tensor_size)
     checkpoint = cut_padding(checkpoint, tokenizer.vocabulary_size())
+    if preset is not None:
+        numbers = sum(math.prod(weight.shape) for weight in checkpoint.weights.values())
+        reserve_space(preset, 4 * numbers + _HDF5_OVERHEAD * len(checkpoint.weights))
     for note in checkpoint.notes:
         report(f"  {note}", flush=True)
     report(f"Filling {len(checkpoint.weights)} weights", flush=True)
