@@ -3,7 +3,7 @@
 import math
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from keras_megatron.backbone import MegatronBertBackbone
 from keras_megatron.checkpoints.assign import assign_weights
@@ -129,8 +129,7 @@ def read_model(
     tokenizer = choose_tokenizer(vocabulary, rows, checkpoint.tensor_size)
     checkpoint = cut_padding(checkpoint, tokenizer.vocabulary_size())
     if preset is not None:
-        numbers = sum(math.prod(weight.shape) for weight in checkpoint.weights.values())
-        reserve_space(preset, 4 * numbers + _HDF5_OVERHEAD * len(checkpoint.weights))
+        _reserve(preset, checkpoint.weights.values())
     for note in checkpoint.notes:
         report(f"  {note}", flush=True)
     report(f"Filling {len(checkpoint.weights)} weights", flush=True)
@@ -143,8 +142,14 @@ def write_preset(model: MegatronBertTask, folder: pathlib.Path) -> None:
     Raises:
         ValueError: it does not fit the disk.
     """
-    reserve_space(folder, 4 * model.count_params() + _HDF5_OVERHEAD * len(model.weights))
+    _reserve(folder, model.weights)
     model.save_to_preset(str(folder))
+
+
+def _reserve(folder: pathlib.Path, arrays: Collection) -> None:
+    """See that there is room for arrays in HDF5, which take a few percent more than they are."""
+    numbers = sum(math.prod(array.shape) for array in arrays)
+    reserve_space(folder, 4 * numbers + _HDF5_OVERHEAD * len(arrays))
 
 
 def _silent(*_, **__) -> None:

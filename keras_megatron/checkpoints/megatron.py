@@ -16,6 +16,7 @@ from keras_megatron.checkpoints.megatron_arguments import (
 from keras_megatron.checkpoints.query_key_value import split_query_key_value
 from keras_megatron.checkpoints.shards import (
     LAYER,
+    WORDS,
     Shard,
     check_grid,
     drop_tied_copy,
@@ -25,8 +26,7 @@ from keras_megatron.checkpoints.shards import (
 from keras_megatron.checkpoints.weight_names import model_sizes, weights
 
 _PARTS = ("backbone", "pooler", "mlm_head", "binary_head", "classifier")
-_WORDS = "embedding.word_embeddings.weight"
-_SEGMENTS = "embedding.tokentype_embeddings.weight"
+SEGMENTS = "embedding.tokentype_embeddings.weight"
 CLASSIFICATION = "classification_head"
 MULTIPLE_CHOICE = "multichoice_head"
 _CORE_VERSION = 2.0
@@ -78,7 +78,7 @@ def read_megatron(
     ranks, of_core = merge_stages(shards)
     if of_core:
         version = max(version, _CORE_VERSION)
-    _, hidden = _shape(ranks[0], _WORDS, 2)
+    _, hidden = _shape(ranks[0], WORDS, 2)
     attention = _attention_dim(ranks)
     chosen, head_activation, notes = choose_settings(
         arguments, hidden, attention, num_heads, layer_norm_epsilon, mlp_activation, of_core
@@ -87,9 +87,9 @@ def read_megatron(
     split = f", {len(shards)} shards, {len(ranks)} for each layer" if len(shards) > 1 else ""
     notes.insert(0, names + split)
     tensors = _join(ranks, chosen["num_heads"], attention, version)
-    if _SEGMENTS not in tensors:
+    if SEGMENTS not in tensors:
         shape = (2, hidden)
-        tensors[_SEGMENTS] = LazyArray(shape, np.dtype("f4"), lambda: np.zeros(shape, "f4"))
+        tensors[SEGMENTS] = LazyArray(shape, np.dtype("f4"), lambda: np.zeros(shape, "f4"))
         notes.append("no token-type embeddings in the checkpoint: zeros")
     config = {**_sizes(tensors, number(arguments, "num_layers")), **chosen}
     fine_tuned = _rename_fine_tuned_head(tensors)
@@ -150,14 +150,14 @@ def _sizes(tensors: Mapping[str, LazyArray], claimed_layers: int | float | None)
             f"the checkpoint holds {len(layers)} layers but its arguments say {claimed_layers:g}: "
             "it is a part of a pipeline, or cut"
         )
-    vocabulary, hidden = _shape(tensors, _WORDS, 2)
+    vocabulary, hidden = _shape(tensors, WORDS, 2)
     return {
         "vocabulary_size": vocabulary,
         "num_layers": len(layers),
         "hidden_dim": hidden,
         "intermediate_dim": _shape(tensors, "transformer.layers.0.mlp.dense_h_to_4h.bias", 1)[0],
         "max_sequence_length": _shape(tensors, "embedding.position_embeddings.weight", 2)[0],
-        "num_segments": _shape(tensors, _SEGMENTS, 2)[0],
+        "num_segments": _shape(tensors, SEGMENTS, 2)[0],
     }
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from keras_megatron.checkpoints.assign import model_weights
 from keras_megatron.checkpoints.export import write_vocabulary
 from keras_megatron.checkpoints.mapped_files import LazyArray
-from keras_megatron.checkpoints.megatron import CLASSIFICATION, MULTIPLE_CHOICE
+from keras_megatron.checkpoints.megatron import CLASSIFICATION, MULTIPLE_CHOICE, SEGMENTS
 from keras_megatron.checkpoints.megatron_arguments import POST_LAYERNORM
 from keras_megatron.checkpoints.megatron_layout import MegatronLayout, shares
 from keras_megatron.checkpoints.padded_vocabulary import with_rows
@@ -30,7 +30,6 @@ _TASKS = {
     "MegatronBertTextClassifier": CLASSIFICATION,
     "MegatronBertMultipleChoice": MULTIPLE_CHOICE,
 }
-_SEGMENTS = "embedding.tokentype_embeddings.weight"
 _NUM_SEGMENTS = 2
 _RELEASE = "release"  # weights without an optimizer's state, from which Megatron-LM starts anew
 
@@ -84,7 +83,7 @@ def write_megatron(model: keras.Model, folder: pathlib.Path, layout: MegatronLay
     arguments = _arguments(config, rows, layout)
     head = getattr(model, "head_activation", backbone.activation)
     arguments |= _gelus(layout)[backbone.activation, head]
-    arguments["bert_binary_head"] = _SEGMENTS in named
+    arguments["bert_binary_head"] = SEGMENTS in named
     uncased = tokenizer is None or tokenizer.lowercase
     arguments["tokenizer_type"] = f"BertWordPiece{'Lower' if uncased else ''}Case"
     checkpoint = {"args": argparse.Namespace(**arguments), "iteration": 0}
@@ -156,10 +155,10 @@ def _with_binary_head(weights: dict[str, LazyArray]) -> dict[str, LazyArray]:
     Segments and a pooler are there only together with a binary head (`bert_binary_head`). A model
     that makes nothing of segments goes without all three, another one gets a head of zeros.
     """
-    if not weights[_SEGMENTS].read().any():
-        left_out = (_SEGMENTS, "pooler.")
+    if not weights[SEGMENTS].read().any():
+        left_out = (SEGMENTS, "pooler.")
         return {name: array for name, array in weights.items() if not name.startswith(left_out)}
-    table = weights[_SEGMENTS]
+    table = weights[SEGMENTS]
     shapes = {"binary_head.weight": (2, table.shape[1]), "binary_head.bias": (2,)}
     zeros = {
         name: LazyArray(shape, table.dtype, lambda shape=shape: np.zeros(shape, table.dtype))

@@ -1,7 +1,6 @@
 """How a Megatron checkpoint that is written is split, ordered and spelled."""
 
 import dataclasses
-import itertools
 import re
 from collections.abc import Iterator, Mapping
 
@@ -106,19 +105,18 @@ def shares(
     Yields:
         For each tensor rank and stage: the two, and for each chunk its weights.
     """
-    for rank, stage in itertools.product(
-        range(layout.tensor_parallel), range(layout.pipeline_parallel)
-    ):
+    stages, virtual = layout.pipeline_parallel, layout.virtual_pipeline
+    for rank in range(layout.tensor_parallel):
         local = {name: _share(name, array, rank, layout) for name, array in weights.items()}
         local = _fused(local, num_heads // layout.tensor_parallel, layout.version)
-        chunks: list[dict[str, LazyArray]] = [{} for _ in range(layout.virtual_pipeline)]
+        of_stages: list[list[dict]] = [[{} for _ in range(virtual)] for _ in range(stages)]
         for name, array in local.items():
-            of_stage, chunk, renamed = layout.place(name, num_layers)
-            if of_stage == stage:
-                chunks[chunk][renamed] = array
-        if stage and stage == layout.pipeline_parallel - 1:
-            chunks[-1][TIED_COPY] = local[WORDS]  # the first stage's, for the head's product
-        yield rank, stage, chunks
+            stage, chunk, renamed = layout.place(name, num_layers)
+            of_stages[stage][chunk][renamed] = array
+        if stages > 1:
+            of_stages[-1][-1][TIED_COPY] = local[WORDS]  # for the head's product
+        for stage, chunks in enumerate(of_stages):
+            yield rank, stage, chunks
 
 
 def _share(name: str, whole: LazyArray, rank: int, layout: MegatronLayout) -> LazyArray:
