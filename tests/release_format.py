@@ -133,13 +133,14 @@ def _loss_scaler():
     return found
 
 
-def checkpoint(hf_model, version=0, arguments=None, **options):
+def checkpoint(hf_model, version=0, arguments=None, optimizer=True, **options):
     """The whole object that Megatron-LM saves: model, arguments, optimizer, rng states.
 
     Args:
         hf_model: As in `model_state`.
         version: Checkpoint version; 0 leaves the key `checkpoint_version` out, as the release.
         arguments: Entries added to the pickled `argparse.Namespace`; a value of `None` removes.
+        optimizer: Whether its state is there, which Python can read only where Megatron-LM is.
         **options: Of `model_state`.
     """
     config = hf_model.config
@@ -177,6 +178,8 @@ def checkpoint(hf_model, version=0, arguments=None, **options):
         "cuda_rng_state": torch.get_rng_state(),
         "rng_tracker_states": {"model-parallel-rng": torch.get_rng_state()},
     }
+    if not optimizer:
+        del state["optimizer"]
     if version:
         state["checkpoint_version"] = version
     return state

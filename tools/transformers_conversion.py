@@ -66,7 +66,8 @@ def their_conversion(script, model, version: float, work: pathlib.Path) -> tuple
     source = work / "zip" / "release.zip"
     source.parent.mkdir()
     names = release_format.LATER_NAMES if version >= 3 else release_format.OLD_NAMES
-    release_format.write_release_zip(source, model, version, arguments=arguments, names=names)
+    options = {"arguments": arguments, "names": names, "optimizer": False}
+    release_format.write_release_zip(source, model, version, **options)
     convert(source, work / "ours", "transformers", progress=False)
     return run(script, source)
 
