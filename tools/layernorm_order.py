@@ -24,7 +24,7 @@ from keras_megatron.pretraining.run import pretrain
 from keras_megatron.pretraining.settings import PretrainSettings
 
 ROOT = pathlib.Path(__file__).parent.parent
-VOCABULARY_SIZE = 2048
+VOCABULARY_SIZE, ALPHABET = 256, 64  # the rest is pieces of words; other characters are unknown
 DOCS = ROOT / "docs"
 ORDERS = {False: "Megatron's: LayerNorm before each block", True: "BERT's: LayerNorm after the sum"}
 INITIALIZER_RANGE = 0.1  # about what 0.02 is for the widths of real models
@@ -53,7 +53,9 @@ def write_token_files(options) -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     trained = tokenizers.BertWordPieceTokenizer(lowercase=True)
     texts = (json.loads(line)["text"] for line in options.corpus.open(encoding="utf-8"))
-    trained.train_from_iterator(texts, vocab_size=VOCABULARY_SIZE, show_progress=False)
+    trained.train_from_iterator(
+        texts, vocab_size=VOCABULARY_SIZE, limit_alphabet=ALPHABET, show_progress=False
+    )
     pieces = sorted(trained.get_vocab(), key=trained.get_vocab().get)
     tokenizer = MegatronBertTokenizer(pieces, lowercase=True)
     for name in PARTS:
@@ -153,7 +155,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("work", type=pathlib.Path, metavar="WORK_FOLDER")
     parser.add_argument("--depths", type=int, nargs="+", default=[3, 12])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--hidden", type=int, default=64)
     parser.add_argument("--rate", type=float, default=3e-3)

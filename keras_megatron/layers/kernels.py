@@ -12,6 +12,7 @@ if keras.config.backend() == "torch":
         attend,
         frozen_weights,
         run,
+        score_words,
     )
 else:
     Dense, EinsumDense = keras.layers.Dense, keras.layers.EinsumDense
@@ -24,6 +25,10 @@ else:
     def run(layer: keras.layers.Layer, x, *args, **kwargs):
         """Call a layer within another's `call`."""
         return layer(x, *args, **kwargs)
+
+    def score_words(embedding: keras.layers.ReversibleEmbedding, x):
+        """Return the products of x (..., width) with all words of a table."""
+        return embedding(x, reverse=True)
 
 
 def layer_norm(epsilon: float, dtype, name: str) -> keras.layers.LayerNormalization:
@@ -46,4 +51,13 @@ if keras.config.backend() == "tensorflow":
         """Leave it to the layer: TensorFlow has no fused attention."""
 
 
-__all__ = ["Dense", "EinsumDense", "apart", "attend", "frozen_weights", "layer_norm", "run"]
+__all__ = [
+    "Dense",
+    "EinsumDense",
+    "apart",
+    "attend",
+    "frozen_weights",
+    "layer_norm",
+    "run",
+    "score_words",
+]

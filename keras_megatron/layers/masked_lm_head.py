@@ -3,7 +3,7 @@ from keras import ops
 
 from keras_megatron.layers.common import get_activation, normal_initializer
 from keras_megatron.layers.encoder import take_tokens
-from keras_megatron.layers.kernels import layer_norm
+from keras_megatron.layers.kernels import layer_norm, score_words
 
 
 @keras.saving.register_keras_serializable(package="keras_megatron")
@@ -70,7 +70,7 @@ class MaskedLMHead(keras.layers.Layer):
             positions = ops.expand_dims(mask_positions, axis=-1)
             scored = ops.take_along_axis(sequence_output, positions, axis=1)
         scored = self.layer_norm(self.dense(scored))
-        logits = self.token_embedding(scored, reverse=True)
+        logits = score_words(self.token_embedding, scored)
         # TensorFlow multiplies by the table in float32, whatever the precision of the rest.
         return ops.cast(logits, self.compute_dtype) + self.bias
 

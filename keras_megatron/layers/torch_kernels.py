@@ -63,6 +63,21 @@ class LayerNormalization(keras.layers.LayerNormalization):
         return functional.layer_norm(inputs, gamma.shape, gamma, beta, self.epsilon)
 
 
+def score_words(embedding: keras.layers.ReversibleEmbedding, x):
+    """Return the products of x (..., width) with all words of a table that is tied to the output.
+
+    What the embedding would compute in reverse; its own product does not go to oneDNN.
+    """
+    table = _value(embedding.embeddings)
+    is_plain = embedding.tie_weights and embedding.logit_soft_cap is None
+    is_plain &= embedding.reverse_dtype is None and embedding.quantization_mode is None
+    if not is_plain or not _are_plain(x, table) or not _can_use_onednn(x, table):
+        return embedding(x, reverse=True)
+    rows = x.reshape(-1, x.shape[-1])
+    multiply = _Linear.apply if _needs_gradient(x, table) else _product
+    return multiply(rows, table.t(), None).reshape(*x.shape[:-1], len(table))
+
+
 def attend(query_BQNH, key_BKNH, value_BKNH, mask, dropout: float):
     """Return softmax(query key / sqrt(dim)) value without keeping the probabilities.
 

@@ -23,7 +23,7 @@ def numbers(*shape, dtype="float32", seed=0):
 
 
 def largest(first, second):
-    return float((first.detach().double() - second.double()).abs().max())
+    return float((first.detach().double() - second.detach().double()).abs().max())
 
 
 def dense(dtype, activation):
@@ -78,6 +78,48 @@ def test_einsum_dense_and_its_gradients(equation, shape, kernel, bias):
         scale = float(reference.grad.abs().max())
         assert largest(tensor.grad, reference.grad) < 2e-5 * scale
         assert largest(tensor.grad, reference.grad * 1.001) > 2e-5 * scale
+
+
+@pytest.mark.parametrize("dtype", LIMITS)
+def test_words_are_scored_and_their_table_gets_gradients(dtype, monkeypatch):
+    embedding = keras.layers.ReversibleEmbedding(40, 16, dtype=dtype)
+    embedding.build()
+    embedding.embeddings.assign(numbers(40, 16, seed=1) / 4)
+    monkeypatch.setattr(type(embedding), "call", None)  # nothing of Keras's is used
+    x = numbers(2, 5, 16, dtype=dtype).requires_grad_()
+    own = [x, embedding.embeddings.value]
+    exact = [tensor.detach().double().requires_grad_() for tensor in own]
+    with torch.no_grad():
+        assert (
+            largest(torch_kernels.score_words(embedding, x), exact[0] @ exact[1].T)
+            < (LIMITS[dtype])
+        )
+    found, reference = torch_kernels.score_words(embedding, x), exact[0] @ exact[1].T
+    assert largest(found, reference) < LIMITS[dtype] < largest(found, reference * 1.1)
+    (found**2).sum().backward()
+    (reference**2).sum().backward()
+    for tensor, of in zip(own, exact, strict=True):
+        scale = float(of.grad.abs().max())
+        assert largest(tensor.grad, of.grad) < LIMITS[dtype] * scale
+        assert largest(tensor.grad, of.grad * 1.1) > LIMITS[dtype] * scale
+
+
+@pytest.mark.parametrize("of", ["cap", "quantized", "untied", "another dtype"])
+def test_other_tables_score_words_as_keras_does(of):
+    embedding = keras.layers.ReversibleEmbedding(
+        40,
+        16,
+        tie_weights=of != "untied",
+        logit_soft_cap=2.0 if of == "cap" else None,
+        reverse_dtype="bfloat16" if of == "another dtype" else None,
+    )
+    embedding.build()
+    if of == "quantized":
+        embedding.quantize("int8")
+    x = numbers(2, 5, 16) * 100
+    found = torch_kernels.score_words(embedding, x)
+    assert found.dtype == (torch.bfloat16 if of == "another dtype" else torch.float32)
+    assert largest(found, embedding(x, reverse=True)) == 0
 
 
 @pytest.mark.parametrize("dtype", LIMITS)
