@@ -203,9 +203,17 @@ class MegatronBertBackbone(EncoderCall, keras_hub.models.Backbone):
         frozen too: KerasHub would train those beside an adapter, and not save them with it.
 
         Args:
-            rank: the rank of the change of each kernel.
+            rank: the rank of the change of each kernel, at most `hidden_dim`.
             target_layer_names: names of the layers to change, `["query", "value"]` by default.
+
+        A model that was trained before has to be compiled again: its optimizer does not know the
+        new weights.
+
+        Raises:
+            ValueError: `rank` is out of range.
         """
+        if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= self.hidden_dim:
+            raise ValueError(f"rank must be an integer from 1 to {self.hidden_dim}, not {rank!r}")
         super().enable_lora(rank, target_layer_names)
         for layer in self._flatten_layers(include_self=False):
             if getattr(layer, "lora_enabled", False) and getattr(layer, "bias", None) is not None:

@@ -16,7 +16,7 @@ from keras_megatron import (
     cli_pretraining,
     cli_serving,
 )
-from keras_megatron.cli_presets import DEFAULT_PRESET, check_preset
+from keras_megatron.cli_presets import DEFAULT_PRESET, check_fills_masks, check_preset
 
 # Each with the work it is from; all are in the public domain.
 EXAMPLES = {
@@ -88,6 +88,7 @@ def fill_mask(
     sources = [] if texts else list(EXAMPLES.values())
     texts = texts or list(EXAMPLES)
     check_preset(preset)
+    check_fills_masks(preset)
     model = MegatronBertMaskedLM.from_preset(preset)
     title = f"{preset} on Keras {keras.__version__}, backend {keras.backend.backend()}"
     table = _table(title, lines=True)

@@ -106,10 +106,10 @@ def predict(
     """Answer each sample of a file: a line of JSON each."""
     check_preset(preset)
     from keras_megatron.finetuning import predict as run
-    from keras_megatron.finetuning.atomic import replace_text
+    from keras_megatron.finetuning.atomic import check_can_write, replace_text
 
-    if output and not output.parent.is_dir():
-        raise ValueError(f"cannot write {output}: there is no folder {output.parent}")
+    if output:
+        check_can_write(output)
     answers = run(preset, file, batch_size, _names(columns), dtype)
     lines = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
     if output:

@@ -39,12 +39,14 @@ def plan(
     half a minute for each model and mesh. Gradient checkpointing is not planned for: XLA on CPUs,
     which compiles here, undoes it.
     """
+    from keras_megatron.finetuning.atomic import check_can_write, replace_file, replace_json
+
     for path in filter(None, (to_json, plot)):
-        if not path.parent.is_dir():
-            raise ValueError(f"cannot write {path}: there is no folder {path.parent}")
+        check_can_write(path)
+    if plot and plot.suffix.lower() != ".png":
+        raise ValueError(f"--plot draws a PNG: give a name that ends with .png, not {plot}")
     meshes = [_mesh(text) for text in mesh]
     configs = {name: _config(name) for name in preset}
-    from keras_megatron.finetuning.atomic import replace_file, replace_json
     from keras_megatron.parallel.planning import Workload, make_plans
     from keras_megatron.parallel.planning.plot import plot_plans
     from keras_megatron.parallel.planning.tables import as_tables

@@ -33,6 +33,8 @@ def preprocess(
     from keras_megatron.pretraining.corpus import write_corpus
     from keras_megatron.tokenizer import MegatronBertTokenizer
 
+    if cased and vocabulary is None:
+        raise ValueError("--cased is of a --vocabulary: a preset knows whether it keeps case")
     if vocabulary is None:
         check_preset(preset or DEFAULT_PRESET)
         tokenizer = MegatronBertTokenizer.from_preset(preset or DEFAULT_PRESET)

@@ -193,6 +193,12 @@ def test_lora_trains_queries_and_values_only():
     assert all("/query/lora_" in name or "/value/lora_" in name for name in names)
 
 
+@pytest.mark.parametrize("rank", [0, -1, 2.0, True, 10**5])
+def test_ranks_out_of_range_are_refused(rank):
+    with pytest.raises(ValueError, match=f"rank must be an integer from 1 to 48, not {rank}"):
+        small_backbone().enable_lora(rank)
+
+
 def test_int8_stays_close(inputs):
     backbone = small_backbone()
     exact = as_numpy(backbone(inputs))["sequence_output"]

@@ -154,6 +154,20 @@ def test_user_errors_are_one_line(run, converted, tmp_path, monkeypatch, argumen
     assert list(tmp_path.iterdir()) == []
 
 
+def test_presets_that_cannot_fill_masks_are_refused(run, converted, tmp_path):
+    backbone = keras_megatron.MegatronBertBackbone.from_preset(str(converted))
+    backbone.save_to_preset(str(tmp_path / "run/preset"))
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken/config.json").write_text("{")
+    for folder, message in (
+        (tmp_path / "run/preset", "holds a backbone alone, which has no head that fills masks"),
+        (tmp_path / "run", f"is no preset, as it has no config.json: did you mean {tmp_path}/run/"),
+        (tmp_path / "broken", f"cannot read {tmp_path}/broken/config.json: Expecting"),
+    ):
+        status, _, err = run("fill-mask", "a [MASK]", "--preset", str(folder))
+        assert (status, message in err, err.count("\n")) == (2, True, 1)
+
+
 def test_refused_source_leaves_no_output(run, checkpoint, tmp_path):
     (tmp_path / "broken.zip").write_bytes((checkpoint / "release.zip").read_bytes()[:-99])
     status, _, err = run("convert", tmp_path / "broken.zip", tmp_path / "output")

@@ -87,6 +87,8 @@ def test_sequence_parallel_is_passed_on(command, requests):
         ((*MODEL, "--mesh", "1x8", "--sequence", "513"), "longer than the 512 positions"),
         ((*MODEL, "--mesh", "1x8", "--dtype", "int3"), "int3"),
         ((*MODEL, "--mesh", "1x8", "--json", "no/x.json"), "there is no folder no"),
+        ((*MODEL, "--mesh", "1x8", "--json", "."), "cannot write .: it is a folder"),
+        ((*MODEL, "--mesh", "1x8", "--plot", "x.jpg"), "a name that ends with .png, not x.jpg"),
         (MODEL, "Missing option '--mesh'"),
     ],
 )

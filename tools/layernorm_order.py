@@ -2,8 +2,8 @@
 
     KERAS_BACKEND=torch python tools/layernorm_order.py CORPUS HELD_OUT WORK_FOLDER
 
-The first two are JSONL with `text`, as for `keras-megatron preprocess`. A small vocabulary is made
-of CORPUS, so that small models learn more than which words are frequent. Both orders are pretrained
+The first two are JSONL with `text`, as for `keras-megatron preprocess`. Pieces are characters, so
+that small models soon learn more than which pieces are frequent. Both orders are pretrained
 on the same batches with the same settings, at two depths, from three seeds each, by
 `keras-megatron pretrain`; runs that are finished in WORK_FOLDER are left alone. Writes
 docs/layernorm_order.md and its picture.
@@ -24,7 +24,7 @@ from keras_megatron.pretraining.run import pretrain
 from keras_megatron.pretraining.settings import PretrainSettings
 
 ROOT = pathlib.Path(__file__).parent.parent
-VOCABULARY_SIZE, ALPHABET = 256, 64  # the rest is pieces of words; other characters are unknown
+CHARACTERS = 64  # the most frequent ones, at the start of a word and within
 DOCS = ROOT / "docs"
 ORDERS = {False: "Megatron's: LayerNorm before each block", True: "BERT's: LayerNorm after the sum"}
 INITIALIZER_RANGE = 0.1  # about what 0.02 is for the widths of real models
@@ -53,8 +53,9 @@ def write_token_files(options) -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     trained = tokenizers.BertWordPieceTokenizer(lowercase=True)
     texts = (json.loads(line)["text"] for line in options.corpus.open(encoding="utf-8"))
+    size = 5 + 2 * CHARACTERS
     trained.train_from_iterator(
-        texts, vocab_size=VOCABULARY_SIZE, limit_alphabet=ALPHABET, show_progress=False
+        texts, vocab_size=size, limit_alphabet=CHARACTERS, show_progress=False
     )
     pieces = sorted(trained.get_vocab(), key=trained.get_vocab().get)
     tokenizer = MegatronBertTokenizer(pieces, lowercase=True)
@@ -100,7 +101,7 @@ def run(options, depth: int, order: bool, seed: int) -> dict:
 
 
 def plot(runs: dict, options, path: pathlib.Path) -> None:
-    """Draw the loss of hidden words over the steps, a line for each run."""
+    """Draw the loss of hidden characters over the steps, a line for each run."""
     from matplotlib.figure import Figure
 
     figure = Figure((9, 3.6), layout="constrained")
@@ -116,7 +117,7 @@ def plot(runs: dict, options, path: pathlib.Path) -> None:
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].set_ylabel("loss of hidden words (nats)")
+    figure.axes[0].set_ylabel("loss of hidden characters (nats)")
     figure.axes[0].legend(fontsize=8)
     figure.savefig(path, dpi=120)
 
@@ -128,15 +129,15 @@ def report(runs: dict, options) -> str:
 
 Megatron-LM moves BERT's LayerNorm before each block, which lets deeper models train (arXiv
 1909.08053, section 5.3, Figure 7). Here the same at a small scale: width {options.hidden}, a
-vocabulary of {VOCABULARY_SIZE:,} pieces,
-{options.steps} steps of {options.batch_size} samples of 64 tokens ({tokens / 1e6:.1f}M places),
-AdamW at a peak rate of {options.rate:g}, no dropout, single pieces hidden, float32, Keras on
+vocabulary of {CHARACTERS} characters at the start of a word and within, {options.steps:,}
+steps of {options.batch_size} samples of 64 tokens ({tokens / 1e6:.1f}M places),
+AdamW at a peak rate of {options.rate:g}, no dropout, single characters hidden, float32, Keras on
 {keras.config.backend()}. Both orders see the same batches; each seed has its own weights and data.
 Held out are documents that no run saw.
 
 ![Loss over steps, both orders, two depths](layernorm_order.png)
 
-| layers | order | loss of hidden words, held out, by seed | mean |
+| layers | order | loss of hidden characters, held out, by seed | mean |
 |---|---|---|---|
 """
     for depth, order in itertools.product(options.depths, ORDERS):
@@ -153,9 +154,9 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("corpus", type=pathlib.Path, metavar="CORPUS", help="JSONL")
     parser.add_argument("held_out", type=pathlib.Path, metavar="HELD_OUT", help="JSONL")
     parser.add_argument("work", type=pathlib.Path, metavar="WORK_FOLDER")
-    parser.add_argument("--depths", type=int, nargs="+", default=[3, 12])
+    parser.add_argument("--depths", type=int, nargs="+", default=[3, 24])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--hidden", type=int, default=64)
     parser.add_argument("--rate", type=float, default=3e-3)

@@ -1,5 +1,6 @@
 """Files that are there whole or not at all, whenever the process is killed."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -11,12 +12,35 @@ PARTIAL = ".partial"  # the ending of what was being written
 
 
 def replace_file(path: pathlib.Path, write: Callable[[pathlib.Path], None]) -> None:
-    """Have a function write a file beside `path`, and move it there once it is on the disk."""
+    """Have a function write a file beside `path`, and move it there once it is on the disk.
+
+    Raises:
+        ValueError: it cannot be written; whatever is raised, nothing of it is left.
+    """
     partial = path.with_name(path.name + PARTIAL)
-    write(partial)
-    with open(partial, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        write(partial)
+        with open(partial, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise ValueError(f"cannot write {path}: {error.strerror or error}") from error
+        raise
+
+
+def check_can_write(path: pathlib.Path) -> None:
+    """Refuse a file that cannot be written, before there is something to write.
+
+    Raises:
+        ValueError: its folder does not exist, or it is a folder.
+    """
+    if not path.parent.is_dir():
+        raise ValueError(f"cannot write {path}: there is no folder {path.parent}")
+    if path.is_dir():
+        raise ValueError(f"cannot write {path}: it is a folder; give the name of a file")
 
 
 def remove_partial(folder: pathlib.Path) -> None:

@@ -42,7 +42,7 @@ class RunFolder:
         if not self.path.is_dir() or (not run.is_file() and _has_files(self.path)):
             raise ValueError(f"{path} exists and is not of a run: choose another place")
         if run.is_file():
-            self._compare(json.loads(run.read_text("utf-8")))
+            self._compare(_read(run))
 
     def _compare(self, others: dict) -> None:
         differences = [
@@ -60,7 +60,7 @@ class RunFolder:
     def metrics(self) -> dict | None:
         """What a finished run measured; None if it is not finished."""
         path = self.path / METRICS
-        return json.loads(path.read_text("utf-8")) if path.exists() else None
+        return _read(path) if path.exists() else None
 
     @property
     def preset(self) -> pathlib.Path:
@@ -120,6 +120,16 @@ class RunFolder:
         """Write the metrics; the run is finished, and its state is removed."""
         replace_json(self.path / METRICS, metrics)
         (self.path / TrainingLog.STATE).unlink(missing_ok=True)
+
+
+def _read(path: pathlib.Path) -> dict:
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} is damaged: it holds no object")
+    return values
 
 
 def data_digest(source: str | os.PathLike | None) -> str | None:

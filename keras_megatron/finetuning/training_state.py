@@ -121,7 +121,10 @@ def _set_generators(file) -> None:
         return
     import torch
 
+    stored = set(file.keys())
     for index, name in enumerate(_generators()):
+        if name not in stored:  # there are more GPUs than there were: these draw anew
+            continue
         state = torch.from_numpy(file.get_tensor(name))
         if index:
             torch.cuda.set_rng_state(state, index - 1)

@@ -4,6 +4,7 @@ import io
 
 import rich.box
 import rich.console
+import rich.measure
 import rich.table
 
 _UNITS = ("B", "kB", "MB", "GB")
@@ -15,9 +16,11 @@ def new_table(title: str) -> rich.table.Table:
 
 
 def as_text(table: rich.table.Table, least_width: int = 80) -> str:
-    """Return a table as text, as wide as the terminal, but of a least width."""
+    """Return a table as text, as wide as the terminal, but of a least width, and nothing cut."""
     console = rich.console.Console(file=io.StringIO())
-    console.width = max(console.width, least_width)
+    console.width = 10_000  # to measure without a limit
+    whole = rich.measure.Measurement.get(console, console.options, table).maximum
+    console.width = max(whole, least_width)
     console.print(table)
     lines = console.file.getvalue().splitlines()
     return "\n".join(line.rstrip() for line in lines).strip("\n")

@@ -2,6 +2,8 @@
 
 import contextlib
 import inspect
+import warnings
+from collections.abc import Iterator
 
 import keras
 from keras_hub.src.utils import preset_utils
@@ -52,7 +54,7 @@ class MegatronBertKerasLoader(KerasPresetLoader):
     def load_backbone(self, cls: type, load_weights: bool, **kwargs):
         """Build the backbone; `kwargs` go before what the preset says."""
         self._all_follow = load_weights
-        with self._vocabulary(kwargs):
+        with self._vocabulary(kwargs), self._reading():
             return super().load_backbone(cls, load_weights, **kwargs)
 
     def load_task(self, cls: type, load_weights: bool, load_task_weights: bool, **kwargs):
@@ -61,23 +63,49 @@ class MegatronBertKerasLoader(KerasPresetLoader):
         if "num_classes" in parameters and not self._has(cls, TASK_CONFIG_FILE):
             check_class_count(None, kwargs.get("num_classes"))  # before weights are read
         stored = self._other_task(cls)
-        with self._vocabulary(kwargs):
+        with self._vocabulary(kwargs), self._reading():
             if stored is None:
                 heads = load_task_weights and check_file_exists(self.preset, TASK_WEIGHTS_FILE)
-                self._all_follow = load_weights and heads and self._has(cls, TASK_CONFIG_FILE)
-                return super().load_task(cls, load_weights, load_task_weights, **kwargs)
-            return self._load_other(cls, stored, load_weights, load_task_weights, **kwargs)
+                is_same = self._has(cls, TASK_CONFIG_FILE)
+                self._all_follow = load_weights and heads and is_same
+                task = super().load_task(cls, load_weights, load_task_weights, **kwargs)
+                random = {} if is_same else _shared_weights(task)
+            else:
+                task, random = self._load_other(
+                    cls, stored, load_weights, load_task_weights, **kwargs
+                )
+        if random and load_weights and load_task_weights:
+            warnings.warn(self._of_random(random), stacklevel=3)  # the caller of from_preset
+        return task
 
     def _load_other(self, cls, stored, load_weights, load_task_weights, **kwargs):
-        """Build a task of class `cls` from the preset of a task of class `stored`."""
+        """Build a task of class `cls` from the preset of a task of class `stored`.
+
+        Returns:
+            The task, and the weights of shared heads, by path, that the preset does not have.
+        """
         parameters = inspect.signature(cls).parameters
         config = load_json(self.preset, TASK_CONFIG_FILE)["config"]
         if "head_activation" in parameters:
             kwargs.setdefault("head_activation", config.get("head_activation", "gelu"))
         task = super().load_task(cls, load_weights, load_task_weights, **kwargs)
-        if load_weights and load_task_weights and check_file_exists(self.preset, TASK_WEIGHTS_FILE):
-            self._share_heads(task, stored, config)
-        return task
+        heads = _shared_weights(task)
+        has_heads = check_file_exists(self.preset, TASK_WEIGHTS_FILE)
+        if heads and load_weights and load_task_weights and has_heads:
+            self._share_heads(task, heads, stored, config)
+        return task, heads
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Name the preset where a file of it is damaged."""
+        try:
+            yield
+        except OSError as error:
+            raise ValueError(f"cannot read the preset {self.preset}: {error}") from error
+
+    def _of_random(self, weights: dict) -> str:
+        heads = " and ".join(sorted({path.split("/")[0] for path in weights}))
+        return f"{self.preset} has no {heads}: what that says is random until it is trained"
 
     def _load_serialized_object(self, config: dict, **kwargs):
         """Build an object; a model without random numbers, if its weights are all loaded next."""
@@ -126,11 +154,8 @@ class MegatronBertKerasLoader(KerasPresetLoader):
         stored = check_config_class(load_json(self.preset, TASK_CONFIG_FILE))
         return stored if issubclass(stored, MegatronBertTask) else None
 
-    def _share_heads(self, task: MegatronBertTask, cls: type, config: dict) -> None:
-        """Fill the heads of `task` from the weights of the preset's task, of class `cls`."""
-        heads = {v.path: v for v in task.weights if v.path.startswith(_SHARED)}
-        if not heads:
-            return
+    def _share_heads(self, task: MegatronBertTask, heads: dict, cls: type, config: dict) -> None:
+        """Fill heads of `task` from the preset's task, of class `cls`, and take them out of it."""
         own = {"backbone": task.backbone, "preprocessor": None, "compile": False}
         accepted = inspect.signature(cls).parameters
         rest = {name: value for name, value in config.items() if name in accepted}
@@ -138,4 +163,8 @@ class MegatronBertKerasLoader(KerasPresetLoader):
         stored.load_task_weights(get_file(self.preset, TASK_WEIGHTS_FILE))
         for variable in stored.weights:
             if variable.path in heads:
-                heads[variable.path].assign(keras.ops.convert_to_tensor(variable))
+                heads.pop(variable.path).assign(keras.ops.convert_to_tensor(variable))
+
+
+def _shared_weights(task: MegatronBertTask) -> dict:
+    return {v.path: v for v in task.weights if v.path.startswith(_SHARED)}

@@ -25,9 +25,9 @@ def write_corpus(
     these to ids without special tokens. What has no tokens is left out.
 
     Args:
-        sources: files of documents: JSON Lines (`.jsonl` or `.json`) with the text under `key`;
-            or plain text with an empty line between documents, and sentences that end at the ends
-            of lines at the latest. Either may be compressed with xz (`.xz`).
+        sources: files of documents: JSON Lines (`.jsonl`, `.ndjson` or `.json`) with the text
+            under `key`; or plain text with an empty line between documents, and sentences that end
+            at the ends of lines at the latest. Either may be compressed with xz (`.xz`).
         prefix: path of the token files without `.bin` and `.idx`.
         tokenizer: `MegatronBertTokenizer`.
         key: of the text in a line of JSON.
@@ -38,8 +38,9 @@ def write_corpus(
 
     Raises:
         ValueError: a file cannot be read, a line of JSON has no such text, or there are no
-            documents; nothing has been written then.
+            documents; nothing has been written then. Or a source is one of the token files.
     """
+    _check_apart(sources := list(sources), prefix)
     counts = {"documents": 0, "sentences": 0, "tokens": 0}
 
     def documents() -> Iterator[list[list[int]]]:
@@ -55,6 +56,17 @@ def write_corpus(
     return counts
 
 
+def _check_apart(sources: list, prefix: str | os.PathLike) -> None:
+    """Refuse to write token files over what they are made of."""
+    written = {os.path.realpath(f"{prefix}{end}") for end in (".bin", ".idx", ".json")}
+    for source in sources:
+        if os.path.realpath(source) in written:
+            raise ValueError(
+                f"{source} would be overwritten by the token files: choose another "
+                f"prefix than {prefix}"
+            )
+
+
 def read_documents(source: str | os.PathLike, key: str = "text") -> Iterator[str]:
     """Yield the texts of a file's documents; see `write_corpus`.
 
@@ -63,12 +75,13 @@ def read_documents(source: str | os.PathLike, key: str = "text") -> Iterator[str
     """
     path = pathlib.Path(source)
     opener = lzma.open if path.suffix == ".xz" else open
-    is_json = path.with_suffix("").suffix if path.suffix == ".xz" else path.suffix
+    ending = path.with_suffix("").suffix if path.suffix == ".xz" else path.suffix
     try:
-        with opener(path, "rt", encoding="utf-8") as lines:
-            if is_json in (".jsonl", ".json"):
+        with opener(path, "rt", encoding="utf-8-sig") as lines:
+            if ending.lower() in (".jsonl", ".json", ".ndjson"):
                 for number, line in enumerate(lines, 1):
-                    yield _text_of(line, key, f"{path}:{number}")
+                    if line.strip():
+                        yield _text_of(line, key, f"{path}:{number}")
             else:
                 for is_empty, group in itertools.groupby(lines, key=lambda line: not line.strip()):
                     if not is_empty:
@@ -81,10 +94,14 @@ def read_documents(source: str | os.PathLike, key: str = "text") -> Iterator[str
 def _text_of(line: str, key: str, place: str) -> str:
     try:
         text = json.loads(line)[key]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{place} is not a JSON object with {key!r}: give its key") from error
     if not isinstance(text, str):
         raise ValueError(f"{place} has {type(text).__name__} under {key!r}, not a text")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{place} has half of a character, which is no text: {error}") from error
     return text
 
 

@@ -38,7 +38,7 @@ class PretrainingLog(keras.callbacks.Callback):
         verbose: whether to show a progress bar.
 
     Raises:
-        ValueError: the last checkpoint is damaged.
+        ValueError: the last checkpoint is damaged, or within a line of the log.
     """
 
     def __init__(
@@ -54,6 +54,11 @@ class PretrainingLog(keras.callbacks.Callback):
         self._folder, self._checkpoints, self._settings = folder, checkpoints, settings
         self._held_out, self._every = held_out, every
         self._state, self.progress = checkpoints.latest()
+        if self.progress.step % every["log"]:
+            raise ValueError(
+                f"{folder} is at step {self.progress.step}, which is no multiple of "
+                f"log_every={every['log']}: give a divisor of it"
+            )
         self._schedule = settings.schedule()
         self._bar = _Bar(settings.steps, verbose and is_first())
 
@@ -69,7 +74,7 @@ class PretrainingLog(keras.callbacks.Callback):
         import tensorboardX
 
         path = self._folder / LOG
-        lines = path.read_text("utf-8").splitlines() if path.exists() else []
+        lines = path.read_text("utf-8", errors="replace").splitlines() if path.exists() else []
         kept = [line for line in lines if _is_until(line, done)]
         replace_text(path, "".join(line + "\n" for line in kept))
         self._writer = tensorboardX.SummaryWriter(
@@ -142,7 +147,9 @@ class PretrainingLog(keras.callbacks.Callback):
         if self._peak:
             masks = round(tokens * settings.selection_rate)
             flops = training_flops(self.model.backbone, tokens, settings.sequence_length, masks)
-            speed["model_flop_utilisation"] = round(flops / seconds / self._peak, 4)
+            split = keras.distribution.distribution()
+            devices = split.device_mesh.devices.size if split is not None else 1
+            speed["model_flop_utilisation"] = round(flops / seconds / self._peak / devices, 4)
         return speed
 
     def _measure(self) -> dict[str, float]:

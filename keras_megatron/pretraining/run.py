@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import warnings
 from collections.abc import Iterator
 
 import filelock
@@ -130,7 +131,9 @@ def build_pretrainer(settings: PretrainSettings) -> MegatronBertPretrainer:
 
 
 def _from_preset(settings: PretrainSettings) -> MegatronBertPretrainer:
-    model = MegatronBertPretrainer.from_preset(settings.preset, dtype=settings.dtype)
+    with warnings.catch_warnings():  # a head that the preset does not have is about to be trained
+        warnings.filterwarnings("ignore", message=".* is random until it is trained")
+        model = MegatronBertPretrainer.from_preset(settings.preset, dtype=settings.dtype)
     if settings.dropout is None:
         return model
     config = model.backbone.get_config() | _dropout(settings.dropout)

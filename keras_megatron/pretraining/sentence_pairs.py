@@ -194,7 +194,7 @@ def pretraining_batches(
     source = SentencePairs(files, sequence_length, short_sample_rate, seed)
     if len(source) < batch_size:
         raise ValueError(
-            f"the corpus makes {len(source)} samples of {sequence_length} tokens, fewer than a "
+            f"{files.prefix} makes {len(source)} samples of {sequence_length} tokens, fewer than a "
             f"batch of {batch_size}: give more text, or a smaller batch_size"
         )
     dataset = grain.MapDataset.source(source).seed(seed).shuffle()

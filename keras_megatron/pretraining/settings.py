@@ -1,6 +1,8 @@
 """What a pretraining run depends on, and its file of settings."""
 
 import dataclasses
+import hashlib
+import math
 import os
 import pathlib
 import tomllib
@@ -92,10 +94,7 @@ class PretrainSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
-        if self.weight_decay < 0 or self.clip <= 0 or self.initializer_range <= 0:
-            raise ValueError(
-                "weight_decay must be at least 0, and clip above 0, and so initializer_range"
-            )
+        _check_ranges(self)
         self.schedule()  # refuses what is out of range, as the next one
         self.masking()
         if self.batch_size % self.accumulation:
@@ -134,7 +133,7 @@ class PretrainSettings:
         path = pathlib.Path(path)
         try:
             values = tomllib.loads(path.read_text("utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             reason = getattr(error, "strerror", None) or error
             raise ValueError(f"cannot read the settings in {path}: {reason}") from error
         known = [field.name for field in dataclasses.fields(cls)]
@@ -147,16 +146,21 @@ class PretrainSettings:
         for name in ("tokens", "held_out", "vocabulary"):
             if isinstance(values.get(name), str):
                 values[name] = str(path.parent / values[name])
-        if (path.parent / str(values.get("preset"))).is_dir():
+        preset = values.get("preset")
+        if isinstance(preset, str) and (path.parent / preset).is_dir():
             values["preset"] = str(path.parent / values["preset"])
         return cls(**values)
 
     def facts(self) -> dict:
-        """Return what has to be the same for a run to go on, however its paths are spelled."""
+        """Return what has to be the same for a run to go on, however its paths are spelled.
+
+        Of token files that is the index, and how many bytes of ids there are.
+        """
         facts = dataclasses.asdict(self)
         for name in ("tokens", "held_out", "vocabulary"):
             if facts[name] is not None:
                 facts[name] = os.path.realpath(facts[name])
+                facts |= _content(name, facts[name])
         if self.preset is not None and os.path.isdir(self.preset):
             facts["preset"] = os.path.realpath(self.preset)
         return {**facts, "backend": keras.config.backend()}
@@ -172,3 +176,32 @@ def _check_types(settings: PretrainSettings) -> None:
         if (value is None and optional) or (isinstance(value, kinds[name]) and not is_bool):
             continue
         raise ValueError(f"{field.name} must be of type {name}, not {value!r}")
+
+
+def _check_ranges(settings: PretrainSettings) -> None:
+    for name in ("learning_rate", "clip", "initializer_range"):
+        value = getattr(settings, name)
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} must be a number above 0, not {value}")
+    most = {"weight_decay": math.inf, "final_learning_rate": settings.learning_rate}
+    for name, limit in (most | dict.fromkeys(("pair_rate", "dropout"), 1)).items():
+        value = getattr(settings, name)
+        if value is not None and not (0 <= value <= limit and math.isfinite(value)):
+            raise ValueError(f"{name} must be from 0 to {limit:g}, not {value}")
+    if settings.dropout == 1:
+        raise ValueError("dropout must be less than 1: nothing would be left")
+    if settings.selection_rate == 0:
+        raise ValueError("selection_rate must be above 0: nothing would be learnt")
+    if not 0 <= settings.seed < 2**32:
+        raise ValueError(f"seed must be from 0 to {2**32 - 1}, not {settings.seed}")
+
+
+def _content(name: str, path: str) -> dict:
+    """Return what tells a file, or token files, from others that take their place later."""
+    source, tokens = (path, None) if name == "vocabulary" else (f"{path}.idx", f"{path}.bin")
+    try:
+        with open(source, "rb") as file:
+            found = {f"{name}_sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        return found | ({} if tokens is None else {f"{name}_bytes": os.path.getsize(tokens)})
+    except OSError:  # it is refused where it is read
+        return {}

@@ -76,6 +76,8 @@ class TokenFiles:
         about = _read_about(pathlib.Path(f"{prefix}.json"))
         if tokenizer is not None:
             _check_vocabulary(prefix, about, tokenizer)
+            if "vocabulary_sha256" not in about:
+                _check_ids(token_path, tokens, tokenizer.vocabulary_size())
         # Views of the maps as plain arrays, whose slices are made faster.
         tokens, lengths, documents = map(np.asarray, (tokens, lengths, documents))
         starts = np.asarray(pointers) // tokens.itemsize
@@ -123,6 +125,8 @@ def write_token_files(
         raise ValueError(f"dtype must be one of {', '.join(TYPES.values())}, not {dtype!r}")
     if pieces - 1 > np.iinfo(dtype).max:
         raise ValueError(f"{dtype} does not hold the ids of {pieces} pieces: use int32")
+    if not os.path.basename(prefix):
+        raise ValueError(f"the prefix of token files must end with a name, not {str(prefix)!r}")
     prefix = pathlib.Path(prefix)
     try:
         prefix.parent.mkdir(parents=True, exist_ok=True)
@@ -227,6 +231,16 @@ def _check_vocabulary(prefix, about: dict, tokenizer) -> None:
                 f"{prefix}.bin was made with another tokenizer: its {name} is {shown!r:.80}, "
                 f"this one's {value!r}; give the one it was made with, or make the file anew"
             )
+
+
+def _check_ids(path: pathlib.Path, tokens: np.ndarray, pieces: int) -> None:
+    """Refuse ids that a vocabulary does not have, where nothing says which one it was."""
+    least, most = int(tokens.min()), int(tokens.max())
+    if least < 0 or most >= pieces:
+        raise ValueError(
+            f"{path} has ids from {least} to {most}, and the vocabulary {pieces} pieces: give the "
+            "one that it was made with"
+        )
 
 
 def _write_tokens(file, documents: Iterable, pieces: int, dtype: str) -> tuple[list, list]:

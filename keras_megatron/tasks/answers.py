@@ -29,7 +29,13 @@ def sample_logits(task, x, batch_size: int, **options) -> np.ndarray:
     columns = as_columns(by_position(x))
     for column in columns:
         if not isinstance(column, list | np.ndarray):
-            raise ValueError(f"samples must be in lists, not in a {type(column).__name__}")
+            raise ValueError(
+                f"samples must be in lists, not in a {type(column).__name__}: give a list of str, "
+                "or a str"
+            )
+        if isinstance(column, np.ndarray) and not column.ndim:
+            raise ValueError("give a list of texts, not an array without axes")
+    task.check_length()
     check_lengths(columns)
     preprocessor.check_samples(columns)
     parts = []

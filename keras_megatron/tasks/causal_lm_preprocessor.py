@@ -95,6 +95,8 @@ class MegatronBertCausalLMPreprocessor(
         if isinstance(x, dict):
             return x
         single = isinstance(x, str)
+        if not single and not isinstance(x, list | tuple | np.ndarray):
+            raise ValueError(f"give a text or a list of texts, not {type(x).__name__}")
         length = sequence_length or self.sequence_length
         rows = [[*self._start(), *ids] for ids in self.tokenizer.tokenize([x] if single else x)]
         longest = max(map(len, rows))

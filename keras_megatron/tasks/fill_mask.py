@@ -2,20 +2,23 @@
 
 import numpy as np
 
+from keras_megatron.tasks.samples import by_position
+
 
 def fill_mask(masked_lm, texts: list[str], top_k: int, batch_size: int) -> list:
     """See `MegatronBertMaskedLM.fill_mask`; here `texts` is always a list."""
     if masked_lm.preprocessor is None:
         raise ValueError("fill_mask needs a preprocessor, but this model was made with none")
     tokenizer = masked_lm.preprocessor.tokenizer
-    if not isinstance(texts, list | tuple | np.ndarray):
+    texts = by_position(texts)
+    if not isinstance(texts, list | tuple | np.ndarray) or getattr(texts, "ndim", 1) == 0:
         raise ValueError(f"texts must be a str or a list of str, not {type(texts).__name__}")
     for index, text in enumerate(texts):
         if not isinstance(text, str):
             raise ValueError(f"text {index} must be a str, not {type(text).__name__}: {text!r}")
     limits = {"top_k": (top_k, tokenizer.vocabulary_size()), "batch_size": (batch_size, 2**20)}
     for name, (value, most) in limits.items():
-        if not isinstance(value, int) or not 1 <= value <= most:
+        if not isinstance(value, int | np.integer) or not 1 <= value <= most:
             raise ValueError(f"{name} must be an integer from 1 to {most}, not {value!r}")
     answers = []
     for start in range(0, len(texts), batch_size):

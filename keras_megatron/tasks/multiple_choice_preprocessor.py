@@ -158,4 +158,5 @@ class MegatronBertMultipleChoicePreprocessor(
 
 def most_choices(columns: tuple) -> int:
     """Return how many choices the sample with the most has, of columns (contexts, choices)."""
-    return max(map(len, columns[1]), default=0)
+    # What has no length is refused where samples are checked.
+    return max((len(row) for row in columns[1] if hasattr(row, "__len__")), default=0)

@@ -101,6 +101,10 @@ def test_predict_writes_a_line_of_json_a_sample(finetuned, data, command, tmp_pa
     nowhere = tmp_path / "none" / "answers.jsonl"
     status, _, err = command("predict", "--preset", preset, output, "--output", nowhere)
     assert (status, f"cannot write {nowhere}: there is no folder" in err) == (2, True)
+    status, _, err = command("predict", "--preset", preset, output, "--output", tmp_path)
+    assert (status, f"cannot write {tmp_path}: it is a folder" in err) == (2, True)
+    status, _, err = command("predict", "--preset", preset.parent, output)
+    assert (status, f"did you mean {preset}?" in err) == (2, True)
     # Texts, one a line, need no table.
     _, out, _ = command("predict", "--preset", preset, f"{data}/texts.txt")
     assert len(out.splitlines()) == 2
@@ -183,7 +187,7 @@ def test_what_cannot_be_predicted_is_one_line(command, finetuned, data, tmp_path
         ),
         ((preset, f"{data}/no.tsv"), "there is no file"),
         ((tmp_path / "backbone", f"{data}/texts.txt"), "has a backbone but no task"),
-        ((tmp_path, f"{data}/texts.txt"), "has a backbone but no task"),
+        ((tmp_path, f"{data}/texts.txt"), "is no preset, as it has no config.json"),
         (("no_such_preset", f"{data}/texts.txt"), "neither a folder nor the name of a preset"),
     ):
         status, out, err = command("predict", "--preset", *arguments)

@@ -61,6 +61,8 @@ def test_what_has_no_tokens_is_left_out(tmp_path, tokenizer):
         ("a.jsonl", b'{"text": "x"}\nx\n', r"a.jsonl:2 is not a JSON object"),
         ("a.jsonl", b"[1]\n", r"a.jsonl:1 is not a JSON object"),
         ("a.jsonl", b'{"text": 5}\n', r"a.jsonl:1 has int under 'text', not a text"),
+        ("a.jsonl", b"[" * 200_000, r"a.jsonl:1 is not a JSON object"),
+        ("a.jsonl", b'\n{"text": "\\ud800"}\n', r"a.jsonl:2 has half of a character"),
         ("a.txt", b"\xff\xfe\x00", r"cannot read the documents in .*a.txt: 'utf-8'"),
         ("a.txt.xz", b"no xz", r"cannot read the documents in .*a.txt.xz: Input format"),
         ("a.txt", b" \n\n", r"there are no documents"),
@@ -81,3 +83,24 @@ def test_documents_are_read_one_by_one(tmp_path):
     assert next(documents) == "x"
     with pytest.raises(ValueError, match=r"a\.jsonl:2"):
         next(documents)
+
+
+def test_marks_of_files_and_empty_lines_are_no_text(tmp_path):
+    (tmp_path / "a.JSONL").write_bytes(b'\xef\xbb\xbf{"text": "x"}\n\n{"text": "y"}\n')
+    assert list(read_documents(tmp_path / "a.JSONL")) == ["x", "y"]
+
+
+@pytest.mark.parametrize("name", ["a.json", "link.json"])
+def test_sources_are_not_overwritten(tmp_path, tokenizer, name):
+    (tmp_path / "a.json").write_text('{"text": "One. Two."}\n')
+    (tmp_path / "link.json").symlink_to("a.json")
+    with pytest.raises(ValueError, match="would be overwritten by the token files"):
+        write_corpus([tmp_path / name], tmp_path / "a", tokenizer)
+    assert (tmp_path / "a.json").read_text() == '{"text": "One. Two."}\n'
+
+
+@pytest.mark.parametrize("prefix", ["", "folder/"])
+def test_a_prefix_has_a_name(tmp_path, tokenizer, prefix):
+    (tmp_path / "a.txt").write_text("One. Two.")
+    with pytest.raises(ValueError, match=f"must end with a name, not '{prefix}'"):
+        write_corpus([tmp_path / "a.txt"], prefix, tokenizer)

@@ -177,9 +177,17 @@ def test_a_loss_that_is_no_number_ends_it(settings, tmp_path):
         ({"selection_rate": 2.0}, "selection_rate must be between 0 and 1, not 2"),
         ({"tokens": "/nowhere/x"}, "cannot read /nowhere/x.idx: No such file"),
         ({"batch_size": 10**6}, "fewer than a batch of 1000000"),
-        ({"learning_rate": 1e-9}, "the floor must be from 0 to the peak, 1e-09"),
+        ({"learning_rate": 1e-9}, "final_learning_rate must be from 0 to 1e-09, not 1e-05"),
         ({"num_heads": 3}, "is not a multiple"),
-        ({"clip": 0.0}, "clip above 0"),
+        ({"clip": 0.0}, "clip must be a number above 0, not 0.0"),
+        ({"clip": float("nan")}, "clip must be a number above 0, not nan"),
+        ({"initializer_range": float("inf")}, "initializer_range must be a number above 0"),
+        ({"learning_rate": -1.0}, "learning_rate must be a number above 0, not -1.0"),
+        ({"weight_decay": float("nan")}, "weight_decay must be from 0 to inf, not nan"),
+        ({"pair_rate": 2.0}, "pair_rate must be from 0 to 1, not 2.0"),
+        ({"dropout": 1.0}, "dropout must be less than 1"),
+        ({"selection_rate": 0.0}, "selection_rate must be above 0"),
+        ({"seed": -1}, "seed must be from 0 to 4294967295, not -1"),
         ({"warmup": 1.0}, "warmup is a share of the steps"),
     ],
 )
@@ -195,6 +203,30 @@ def test_intervals_are_whole_lines_of_the_log(settings, tmp_path):
         pretrain(settings, tmp_path / "out", log_every=2, save_every=3)
     with pytest.raises(ValueError, match="keep must be at least 1, not 0"):
         pretrain(settings, tmp_path / "out", keep=0, **EVERY)
+
+
+@pytest.mark.backend_independent
+def test_a_stopped_run_goes_on_with_the_same_data_and_whole_lines(settings, corpus, tmp_path):
+    for end in (".bin", ".idx", ".json"):
+        (tmp_path / f"corpus{end}").write_bytes(corpus.with_name(f"corpus{end}").read_bytes())
+    stopped = changed(settings, tokens=str(tmp_path / "corpus"))
+    (tmp_path / "out").mkdir()
+    folder = tmp_path / "out"
+    pretrain(stopped, folder, log_every=2, save_every=6, verbose=False)
+    for name in ("metrics.json", "checkpoints/step_00000012.safetensors"):  # back to step 6
+        (folder / name).unlink()
+    with pytest.raises(ValueError, match="is at step 6, which is no multiple of log_every=4"):
+        pretrain(stopped, folder, log_every=4, save_every=4, verbose=False)
+    index = tmp_path / "corpus.idx"
+    whole = index.read_bytes()
+    index.write_bytes(whole[:-8] + b"\0" * 8)
+    with pytest.raises(ValueError, match="has a run with tokens_sha256 = "):
+        pretrain(stopped, folder, log_every=2, save_every=6, verbose=False)
+    index.write_bytes(whole)
+    assert pretrain(stopped, folder, log_every=2, save_every=6, verbose=False)["steps"] == 12
+    (folder / "run.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"run\.json is damaged: it holds no object"):
+        pretrain(stopped, folder, log_every=2, save_every=6, verbose=False)
 
 
 @pytest.mark.backend_independent

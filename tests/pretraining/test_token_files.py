@@ -88,6 +88,16 @@ def test_another_vocabulary_is_refused(prefix, tokenizer):
         TokenFiles.open(prefix, fewer)
 
 
+def test_ids_of_another_vocabulary_are_refused_where_nothing_names_it(prefix, tokenizer):
+    pathlib.Path(f"{prefix}.json").unlink()  # as Megatron-LM's own files
+    TokenFiles.open(prefix, tokenizer)
+    small = MegatronBertTokenizer(tokenizer.get_vocabulary()[:1000], lowercase=True)
+    with pytest.raises(
+        ValueError, match=r"corpus.bin has ids from \d+ to \d+, and the vocabulary 1"
+    ):
+        TokenFiles.open(prefix, small)
+
+
 def cut(path, keep):
     path.write_bytes(path.read_bytes()[:keep])
 

@@ -1,6 +1,7 @@
 """What holds for each task: it learns, is saved, takes LoRA, quantization and mixed precision."""
 
 import json
+import warnings
 
 import keras
 import numpy as np
@@ -55,7 +56,15 @@ def test_a_preset_of_another_task_gives_its_encoder(case: Case, tmp_path):
     donor = other.make(seed=0)
     donor.save_to_preset(tmp_path / "preset")
     counts = {name: n for name, n in case.arguments.items() if name == "num_classes"}
-    task = case.task.from_preset(str(tmp_path / "preset"), **counts)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        task = case.task.from_preset(str(tmp_path / "preset"), **counts)
+    said = [warning for warning in caught if "is random until" in str(warning.message)]
+    heads = {v.path.split("/")[0] for v in task.weights} & {"mlm_head", "binary_head"}
+    heads -= {v.path.split("/")[0] for v in donor.weights}
+    assert bool(said) == bool(heads)
+    assert all(head in str(said[0].message) for head in heads)
+    assert all(warning.filename == __file__ for warning in said)
     for ours, theirs in zip(task.backbone.weights, donor.backbone.weights, strict=True):
         np.testing.assert_array_equal(as_numpy(ours), as_numpy(theirs))
     assert task.preprocessor.sequence_length == donor.backbone.max_sequence_length
