@@ -6,6 +6,7 @@ import numpy as np
 from keras_megatron.finetuning.examples import Examples
 from keras_megatron.finetuning.jobs import TrainableJob
 from keras_megatron.presets.stored_task import stored_task
+from keras_megatron.tasks.quiet import heads_are_trained
 
 _CHUNK = 1024  # samples that are tokenized at a time, to find the longest one
 
@@ -31,9 +32,10 @@ def build_model(job: TrainableJob, settings, training: Examples) -> keras.Model:
     preprocessor = job.task_class.preprocessor_cls.from_preset(
         settings.preset, **preprocessor_arguments
     )
-    model = job.task_class.from_preset(
-        settings.preset, preprocessor=preprocessor, dtype=settings.dtype, **model_arguments
-    )
+    with heads_are_trained():
+        model = job.task_class.from_preset(
+            settings.preset, preprocessor=preprocessor, dtype=settings.dtype, **model_arguments
+        )
     limit = model.backbone.max_sequence_length
     if settings.sequence_length is None:
         preprocessor.sequence_length = limit

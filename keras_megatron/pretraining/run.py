@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import warnings
 from collections.abc import Iterator
 
 import filelock
@@ -23,6 +22,7 @@ from keras_megatron.processes import is_first, wait_for_all
 from keras_megatron.tasks.packed_training import pack_batches
 from keras_megatron.tasks.pretrainer import MegatronBertPretrainer
 from keras_megatron.tasks.pretrainer_preprocessor import MegatronBertPretrainerPreprocessor
+from keras_megatron.tasks.quiet import heads_are_trained
 from keras_megatron.tokenizer import MegatronBertTokenizer
 
 CHECKPOINTS, LOCK = "checkpoints", ".lock"
@@ -131,8 +131,7 @@ def build_pretrainer(settings: PretrainSettings) -> MegatronBertPretrainer:
 
 
 def _from_preset(settings: PretrainSettings) -> MegatronBertPretrainer:
-    with warnings.catch_warnings():  # a head that the preset does not have is about to be trained
-        warnings.filterwarnings("ignore", message=".* is random until it is trained")
+    with heads_are_trained():
         model = MegatronBertPretrainer.from_preset(settings.preset, dtype=settings.dtype)
     if settings.dropout is None:
         return model

@@ -12,6 +12,14 @@ def _is_of_use(record: logging.LogRecord) -> bool:
 
 
 @contextlib.contextmanager
+def heads_are_trained() -> Iterator[None]:
+    """Leave out that a head which a preset does not have is random: it is about to be trained."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".* is random until it is trained")
+        yield
+
+
+@contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Leave out what Grain says of KerasHub's settings, and Keras of parts that a task lacks."""
     logger = logging.getLogger("absl")

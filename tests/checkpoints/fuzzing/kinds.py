@@ -130,6 +130,10 @@ class Vocabulary:
     def get_vocabulary():
         return ["a", "b"]
 
+    @staticmethod
+    def vocabulary_size():
+        return 1000  # as many as let most files be read
+
 
 # How many of each in a run of 1000.
 KINDS = {
