@@ -1,11 +1,11 @@
 """What the commands make of the option `--preset`."""
 
 import difflib
-import json
 import os
 import pathlib
 
 DEFAULT_PRESET = "megatron_bert_tiny_uncased"
+_FILL_MASKS = ("MegatronBertMaskedLM", "MegatronBertPretrainer", "MegatronBertCausalLM")  # by head
 
 
 def check_preset(preset: str) -> None:
@@ -39,7 +39,7 @@ def check_fills_masks(preset: str) -> None:
     from keras_megatron.presets.stored_task import stored_task
 
     stored = stored_task(preset)
-    if stored is None or stored.name not in ("MegatronBertMaskedLM", "MegatronBertPretrainer"):
+    if stored is None or stored.name not in _FILL_MASKS:
         kind = stored.name if stored else "a backbone alone"
         raise ValueError(
             f"{preset} holds {kind}, which has no head that fills masks: give the preset of a "
@@ -48,12 +48,11 @@ def check_fills_masks(preset: str) -> None:
 
 
 def _check_folder(folder: pathlib.Path) -> None:
+    from keras_megatron.checkpoints.huggingface import read_json
+
     config = folder / "config.json"
     if not config.exists():
         inner = folder / "preset"
         hint = f": did you mean {inner}?" if (inner / config.name).exists() else ""
         raise ValueError(f"{folder} is no preset, as it has no {config.name}{hint}")
-    try:
-        json.loads(config.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read {config}: {error}") from error
+    read_json(config)

@@ -65,3 +65,18 @@ def replace_text(path: pathlib.Path, text: str) -> None:
 def replace_json(path: pathlib.Path, values: Any) -> None:
     """Write a JSON file."""
     replace_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_object(path: pathlib.Path) -> dict:
+    """Read what `replace_json` wrote of a dict.
+
+    Raises:
+        ValueError: it cannot be read, or is something else.
+    """
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} is damaged: it holds no object")
+    return values

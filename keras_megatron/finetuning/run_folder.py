@@ -9,7 +9,7 @@ from typing import Any
 
 import keras
 
-from keras_megatron.finetuning.atomic import PARTIAL, remove_partial, replace_json
+from keras_megatron.finetuning.atomic import PARTIAL, read_object, remove_partial, replace_json
 from keras_megatron.finetuning.records import locate
 from keras_megatron.finetuning.training_log import TrainingLog
 from keras_megatron.finetuning.training_state import Progress, load_progress
@@ -42,7 +42,7 @@ class RunFolder:
         if not self.path.is_dir() or (not run.is_file() and _has_files(self.path)):
             raise ValueError(f"{path} exists and is not of a run: choose another place")
         if run.is_file():
-            self._compare(_read(run))
+            self._compare(read_object(run))
 
     def _compare(self, others: dict) -> None:
         differences = [
@@ -60,7 +60,7 @@ class RunFolder:
     def metrics(self) -> dict | None:
         """What a finished run measured; None if it is not finished."""
         path = self.path / METRICS
-        return _read(path) if path.exists() else None
+        return read_object(path) if path.exists() else None
 
     @property
     def preset(self) -> pathlib.Path:
@@ -120,16 +120,6 @@ class RunFolder:
         """Write the metrics; the run is finished, and its state is removed."""
         replace_json(self.path / METRICS, metrics)
         (self.path / TrainingLog.STATE).unlink(missing_ok=True)
-
-
-def _read(path: pathlib.Path) -> dict:
-    try:
-        values = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} is damaged: it holds no object")
-    return values
 
 
 def data_digest(source: str | os.PathLike | None) -> str | None:

@@ -17,6 +17,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from keras_megatron.finetuning.atomic import read_object
+
 MAGIC, VERSION = b"MMIDIDX\x00\x00", 1
 # Types of ids by the format's numbers; 6 and 7 are floating-point types, which ids are not.
 TYPES = {1: "uint8", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 8: "uint16"}
@@ -73,7 +75,8 @@ class TokenFiles:
         )
         tokens = _mapped(token_path, dtype)
         _check_index(index_path, lengths, pointers, documents, tokens)
-        about = _read_about(pathlib.Path(f"{prefix}.json"))
+        note = pathlib.Path(f"{prefix}.json")
+        about = read_object(note) if note.exists() else {}
         if tokenizer is not None:
             _check_vocabulary(prefix, about, tokenizer)
             if "vocabulary_sha256" not in about:
@@ -206,18 +209,6 @@ def _check_index(path, lengths, pointers, documents, tokens) -> None:
             f"{path.with_suffix('.bin')} is truncated, or of another index: its sentence {first} "
             f"ends at byte {end}, and it has {tokens.nbytes}"
         )
-
-
-def _read_about(path: pathlib.Path) -> dict:
-    if not path.exists():
-        return {}
-    try:
-        about = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-    if not isinstance(about, dict):
-        raise ValueError(f"{path} is damaged: it holds no object")
-    return about
 
 
 def _check_vocabulary(prefix, about: dict, tokenizer) -> None:
