@@ -23,9 +23,12 @@ def export(
     precision: Annotated[
         str | None, typer.Option(help="float32, bfloat16 or int8; float32 by default.")
     ] = None,
-    top_k: Annotated[int, typer.Option(help="Tokens for each mask of a masked LM.")] = 5,
+    top_k: Annotated[
+        int | None, typer.Option(help="Tokens for each mask of a masked LM; 5 by default.")
+    ] = None,
     pairs: Annotated[
-        bool, typer.Option("--pairs", help="The texts to classify are pairs, by default.")
+        bool,
+        typer.Option("--pairs", help="The texts to classify are pairs, if no signature is named."),
     ] = False,
     max_length: Annotated[
         int | None, typer.Option(help="Tokens that a causal LM makes, prompt included.")

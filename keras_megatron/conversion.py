@@ -7,7 +7,7 @@ from collections.abc import Callable
 import keras
 from keras_hub.src.utils.preset_utils import CONFIG_FILE, METADATA_FILE, check_file_exists
 
-from keras_megatron.checkpoints.convert import read_model, write_preset
+from keras_megatron.checkpoints.convert import read_model
 from keras_megatron.checkpoints.export import write_tokenizer, write_transformers
 from keras_megatron.checkpoints.megatron_export import write_megatron
 from keras_megatron.checkpoints.megatron_layout import MegatronLayout
@@ -114,7 +114,9 @@ def _writer(to: str, layout: dict) -> Callable[[keras.Model, pathlib.Path], None
         return lambda model, folder: write_megatron(model, folder, chosen)
     if layout:
         raise ValueError(f"{min(layout)} is for {MEGATRON} and {MEGATRON_CORE}, not for {to}")
-    return write_transformers if to == TRANSFORMERS else write_preset
+    if to == TRANSFORMERS:
+        return write_transformers
+    return lambda model, folder: model.save_to_preset(str(folder))
 
 
 def _check_options(source, found: str, to: str, options: dict) -> None:

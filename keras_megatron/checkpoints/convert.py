@@ -86,7 +86,7 @@ def convert_checkpoint(
             preset=folder,
         )
         report(f"Writing {output}", flush=True)
-        write_preset(model, folder)
+        model.save_to_preset(str(folder))
     for name in unused:
         report(f"  not converted: {name}", flush=True)
     return unused
@@ -134,16 +134,6 @@ def read_model(
         report(f"  {note}", flush=True)
     report(f"Filling {len(checkpoint.weights)} weights", flush=True)
     return _build(checkpoint, tokenizer)
-
-
-def write_preset(model: MegatronBertTask, folder: pathlib.Path) -> None:
-    """Write a model as a preset into a folder that is there.
-
-    Raises:
-        ValueError: it does not fit the disk.
-    """
-    _reserve(folder, model.weights)
-    model.save_to_preset(str(folder))
 
 
 def _reserve(folder: pathlib.Path, arrays: Collection) -> None:

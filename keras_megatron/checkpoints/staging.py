@@ -1,12 +1,13 @@
-"""Makes a folder whole or not at all."""
+"""Makes a folder whole or not at all, or has it updated so."""
 
 import contextlib
 import errno
 import os
 import pathlib
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 try:
     import fcntl
@@ -30,29 +31,96 @@ def staged_folder(output: str | os.PathLike) -> Iterator[pathlib.Path]:
         ValueError: `output` exists and is not an empty folder, or cannot be written. Whatever is
             raised inside, nothing is left behind.
     """
-    output = pathlib.Path(output).absolute()
-    made_parents = []
-    try:
+    with _errors_named(output) as output:
         if output.exists() and (not output.is_dir() or any(output.iterdir())):
             raise ValueError(f"{output} exists already: remove it, or choose another place")
-        remove_abandoned(output)
-        made_parents = [parent for parent in output.parents if not parent.exists()]
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch,
-            _in_use(pathlib.Path(scratch)),
-        ):
+        with _scratch_for(output, output.parent) as folder:
+            yield folder
+            _move(folder, output)
+
+
+@contextlib.contextmanager
+def updated_folder(output: str | os.PathLike, outdated: Iterable[str]) -> Iterator[pathlib.Path]:
+    """Yield an empty folder beside `output`, whose files join those in `output` if all goes well.
+
+    Args:
+        output: The folder; if it does not exist, it is made.
+        outdated: Patterns of names of files in `output` that are removed, unless made anew.
+
+    Raises:
+        ValueError: `output` is a file, or cannot be written. Whatever is raised inside, `output`
+            stays as it was.
+    """
+    with _errors_named(output) as output:
+        if not output.exists():
+            with _scratch_for(output, output.parent) as folder:
+                yield folder
+                _move(folder, output)
+        elif not output.is_dir():
+            raise ValueError(f"{output} is a file: choose another place")
+        else:  # which may be the only place that can be written
+            with _scratch_for(output, output) as folder:
+                yield folder
+                _move_files(folder, output, outdated)
+
+
+@contextlib.contextmanager
+def _errors_named(output: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """Yield the absolute path of what is to be written; name it where that fails."""
+    output = pathlib.Path(output).absolute()
+    try:
+        yield output
+    except OSError as error:
+        raise ValueError(f"cannot write {output}: {reason(error)}") from error
+
+
+def _move_files(folder: pathlib.Path, output: pathlib.Path, outdated: Iterable[str]) -> None:
+    made = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    for name in made:
+        (output / name).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(folder / name, output / name)
+    for path in [path for pattern in outdated for path in output.glob(pattern)]:
+        if path.relative_to(output) not in made:
+            path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _scratch_for(output: pathlib.Path, parent: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yield an empty folder somewhere in `parent`, for what becomes `output`."""
+    made_parents = [folder for folder in (parent, *parent.parents) if not folder.exists()]
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as stack:
+            with _alone_in(parent) as alone:
+                remove_abandoned(output, parent, alone)
+                scratch = stack.enter_context(
+                    tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=parent)
+                )
+                stack.enter_context(_in_use(pathlib.Path(scratch)))
             folder = pathlib.Path(scratch, output.name)  # with permissions as any other folder
             folder.mkdir()
             yield folder
-            _move(folder, output)
-    except BaseException as error:
+    except BaseException:
         with contextlib.suppress(OSError):
-            for parent in made_parents:
-                parent.rmdir()
-        if isinstance(error, OSError):
-            raise ValueError(f"cannot write {output}: {reason(error)}") from error
+            for made in made_parents:
+                made.rmdir()
         raise
+
+
+@contextlib.contextmanager
+def _alone_in(parent: pathlib.Path) -> Iterator[bool]:
+    """Yield whether no other process begins a scratch folder in `parent` meanwhile."""
+    alone, descriptor = False, None
+    if fcntl is not None:
+        with contextlib.suppress(OSError):  # a file system without locks of folders
+            descriptor = os.open(parent, os.O_RDONLY)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            alone = True
+    try:
+        yield alone
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def _move(folder: pathlib.Path, output: pathlib.Path) -> None:
@@ -79,20 +147,29 @@ def _in_use(scratch: pathlib.Path) -> Iterator[None]:
         yield
 
 
-def remove_abandoned(output: pathlib.Path) -> None:
-    """Remove the scratch folders of processes that were killed while they made `output`.
+def remove_abandoned(output: pathlib.Path, parent: pathlib.Path, alone: bool = False) -> None:
+    """Remove scratch folders in `parent` of processes that were killed while they made `output`.
 
     A folder is one if it has a lock that nobody holds; what cannot be removed is left.
+
+    Args:
+        output: What was to be made.
+        parent: Where the scratch folders are.
+        alone: Whether no process is about to lock one: then those that are still empty go too.
     """
-    if fcntl is None or not output.parent.is_dir():
+    if fcntl is None or not parent.is_dir():
         return
-    for scratch in output.parent.iterdir():
-        lock = scratch / _LOCK
-        if not scratch.name.startswith(f".{output.name}.") or scratch.is_symlink():
+    name = re.compile(re.escape(f".{output.name}.") + "[a-z0-9_]{8}")  # as tempfile makes them
+    for scratch in parent.iterdir():
+        if not name.fullmatch(scratch.name) or scratch.is_symlink() or not scratch.is_dir():
             continue
-        with contextlib.suppress(OSError), open(lock, "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(scratch, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            if alone and {path.name for path in scratch.iterdir()} <= {f"{_LOCK}.new"}:
+                shutil.rmtree(scratch, ignore_errors=True)
+                continue
+            with open(scratch / _LOCK, "rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(scratch, ignore_errors=True)
 
 
 def reserve_space(folder: pathlib.Path, size: int) -> None:

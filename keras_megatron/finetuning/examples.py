@@ -90,7 +90,8 @@ def question_examples(records: Sequence[Record], labelled: bool = True) -> Examp
 
     Args:
         records: with `question`, `context` and `answers`, a list of dicts of `text` and
-            `answer_start` that is empty if the context has no answer.
+            `answer_start` that is empty if the context has no answer; or one dict of two lists, as
+            Hugging Face's copies of SQuAD have it.
         labelled: whether answers are wanted.
 
     Raises:
@@ -101,10 +102,20 @@ def question_examples(records: Sequence[Record], labelled: bool = True) -> Examp
     )
     answers = None
     if labelled:
-        answers = [_value(record, "answers", list) for record in records]
+        answers = [_answers(record) for record in records]
         for record, given, context in zip(records, answers, columns[1], strict=True):
             check_answers(given, context, record.place)
     return _examples(records, columns, answers)
+
+
+def _answers(record: Record) -> list:
+    answers = record.values.get("answers")
+    if not isinstance(answers, dict):
+        return _value(record, "answers", list)
+    columns = [answers.get(name) for name in ("text", "answer_start")]
+    if not all(isinstance(column, list) for column in columns) or len({*map(len, columns)}) > 1:
+        raise ValueError(f"{record.place}: 'answers' must have lists text and answer_start, alike")
+    return [{"text": text, "answer_start": start} for text, start in zip(*columns, strict=True)]
 
 
 def choice_examples(records: Sequence[Record], labelled: bool = True) -> Examples:

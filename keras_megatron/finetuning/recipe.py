@@ -1,6 +1,7 @@
 """The paper's fine-tuning recipe: the optimizer, its learning rates, and numbers for each task."""
 
 import dataclasses
+import math
 
 import keras
 from keras import ops
@@ -118,8 +119,8 @@ def adamw(
 
 
 def _check_weight_decay(weight_decay: float) -> None:
-    if weight_decay < 0:
-        raise ValueError(f"weight_decay must not be negative, but is {weight_decay}")
+    if not 0 <= weight_decay < math.inf:
+        raise ValueError(f"weight_decay must be finite and not negative, but is {weight_decay}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,8 +145,8 @@ class Recipe:
     weight_decay: float = 0.01
 
     def __post_init__(self):
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be positive, not {self.learning_rate}")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate must be positive and finite, not {self.learning_rate}")
         for name in ("batch_size", "epochs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")

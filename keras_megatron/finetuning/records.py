@@ -1,8 +1,6 @@
 """Reads data files of any format into records: the values of a sample, and where they stand."""
 
-import csv
 import dataclasses
-import io
 import json
 import os
 import pathlib
@@ -33,12 +31,13 @@ def read_records(source: str | os.PathLike) -> list[Record]:
 
     Formats, by the file's ending:
         .tsv: a header line, then tab-separated values; quotation marks are ordinary characters.
+            An empty line is left out, unless there is one column: then it is an empty text.
         .jsonl: a JSON object a line.
         .conll: a word a line and its tag in the last column, if there are tags (columns between
             them are left out); a blank line between sentences. Tabs or, without any, spaces
             separate columns. Lines of -DOCSTART- are left out.
         .json: SQuAD 1.1 or 2.0.
-        .txt: a text a line.
+        .txt: a text a line; an empty line is an empty text, but for those at the end.
 
     Args:
         source: a path, or a path with a part of the file: `reviews.tsv:train` is what has `train`
@@ -109,23 +108,25 @@ def _select(records: list[Record], part: str | None, path: pathlib.Path) -> list
 
 
 def _tsv_records(name: str, text: str) -> Iterator[tuple[str, dict]]:
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter="\t", quoting=csv.QUOTE_NONE)
     header = None
-    try:
-        for row in rows:
-            place = f"{name}, line {rows.line_num}"
-            if header is None:
-                header = row
-                if len(set(header)) < len(header) or not all(header):
-                    raise ValueError(f"{place}: the header must name each column once: {header}")
-            elif row:
-                if len(row) != len(header):
-                    raise ValueError(
-                        f"{place}: there are {len(row)} values for {len(header)} columns"
-                    )
-                yield place, dict(zip(header, row, strict=True))
-    except csv.Error as error:
-        raise ValueError(f"{name}, line {rows.line_num}: {error}") from error
+    for number, line in enumerate(_lines(text), 1):
+        row, place = line.split("\t"), f"{name}, line {number}"
+        if header is None:
+            header = row
+            if len(set(header)) < len(header) or not all(header):
+                raise ValueError(f"{place}: the header must name each column once: {header}")
+        elif line or len(header) == 1:
+            if len(row) != len(header):
+                raise ValueError(f"{place}: there are {len(row)} values for {len(header)} columns")
+            yield place, dict(zip(header, row, strict=True))
+
+
+def _lines(text: str) -> list[str]:
+    """Return the lines of a file, without those at its end that are empty."""
+    lines = [line.removesuffix("\r") for line in text.split("\n")]
+    while lines and not lines[-1]:
+        lines.pop()
+    return lines
 
 
 def _jsonl_records(name: str, text: str) -> Iterator[tuple[str, dict]]:
@@ -163,9 +164,8 @@ def _squad_records(name: str, text: str) -> Iterator[tuple[str, dict]]:
 
 
 def _text_records(name: str, text: str) -> Iterator[tuple[str, dict]]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            yield f"{name}, line {number}", {"text": line.rstrip("\r")}
+    for number, line in enumerate(_lines(text), 1):
+        yield f"{name}, line {number}", {"text": line}
 
 
 def parse_json(text: str, place: str) -> Any:

@@ -90,6 +90,10 @@ def _batches(job: TrainableJob, model, training: Examples, settings: FinetuneSet
     return model.batches(x, y, batch_size=settings.batch_size, shuffle=True)
 
 
+# Inputs with an entry a sample, the most special one first: packed choices have each one of these.
+_OF_SAMPLES = ("choice_documents", "cls_positions", "token_ids")
+
+
 class _Run:
     """The training of a model in its folder."""
 
@@ -138,6 +142,7 @@ class _Run:
             )
 
     def _evaluate(self) -> dict[str, float]:
+        check_weights(self._model)
         return self._job.measure(self._model, self._development, self._settings.batch_size)
 
     def _keep(self, line: dict, earlier: list[dict]) -> None:
@@ -168,6 +173,20 @@ class _Run:
         return metrics
 
 
+def check_weights(model: keras.Model) -> None:
+    """Refuse weights that are not numbers any more, as an update too large makes them.
+
+    Raises:
+        ValueError: as said; a weight is named.
+    """
+    for weight in model.trainable_weights:
+        if not bool(keras.ops.all(keras.ops.isfinite(weight))):
+            raise ValueError(
+                f"{weight.path} is no longer finite: give a lower learning rate, less weight "
+                "decay, or another dtype"
+            )
+
+
 def deciding_metric(job: TrainableJob, scores: dict[str, float]) -> str:
     """Return the name of the metric that decides which epoch is best."""
     return next(name for name in job.metrics if name in scores)
@@ -180,5 +199,6 @@ def best_epoch(job: TrainableJob, log: list[dict]) -> dict | None:
 
 
 def _rows(batch) -> int:
+    """Return how many samples a batch has, packed or not."""
     x, *_ = batch
-    return len(x.get("cls_positions", x["token_ids"]))
+    return len(next(x[name] for name in _OF_SAMPLES if name in x))

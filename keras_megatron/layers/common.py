@@ -68,6 +68,7 @@ def weights_follow(all_of_them: bool) -> Iterator[None]:
         _zeros.reset(token)
 
 
+@keras.saving.register_keras_serializable(package="keras_megatron", name="Normal")
 class _Normal(keras.initializers.RandomNormal):
     def __call__(self, shape, dtype=None):
         known = _zeros.get()

@@ -69,6 +69,7 @@ def export(model, path: str | os.PathLike, format: str = "saved_model", **option
     if sampler is not None and "sampler" not in options:
         options["sampler"] = keras_hub.samplers.serialize(sampler)
     settings = make_settings(format, options)
+    settings.check_task(type(model).__name__)
     if format != "saved_model":
         return _export_for_runtime(model, path, settings)
     check_class(type(model))

@@ -15,9 +15,11 @@ def load(preset: str, settings: ExportSettings, dtype: str):
         dtype: to load it in, unless its weights are quantized.
 
     Raises:
-        ValueError: its weights are quantized and another precision is asked for.
+        ValueError: its weights are quantized and another precision is asked for, or something is
+            that means nothing to the task.
     """
     cls = class_of(preset)
+    settings.check_task(cls.__name__)
     if not is_quantized(preset):
         return cls.from_preset(preset, dtype=dtype)
     if settings.precision not in (None, "int8"):

@@ -57,7 +57,8 @@ def label_array(labels, class_names: Sequence[str] | None = None) -> np.ndarray:
         class_names: names of the classes in their order, or None.
 
     Returns:
-        int32 for integers and names, float32 for other numbers and for rows.
+        int32 for integers and names, float32 for other numbers, for rows and for what int32 does
+        not hold.
 
     Raises:
         ValueError: a label is none of these, or not one of the names.
@@ -74,7 +75,15 @@ def label_array(labels, class_names: Sequence[str] | None = None) -> np.ndarray:
         array = np.array(None)
     if array.dtype.kind not in "biuf":
         raise ValueError("labels (y) must be integers, names, or rows of the same length")
-    return array.astype("int32" if array.ndim < 2 and array.dtype.kind != "f" else "float32")
+    return array.astype("int32" if array.ndim < 2 and _fits_int32(array) else "float32")
+
+
+def _fits_int32(array: np.ndarray) -> bool:
+    """Say whether an array is of integers that int32 holds: others would become other ones."""
+    if array.dtype.kind == "f":
+        return False
+    limits = np.iinfo("int32")
+    return not array.size or limits.min <= int(array.min()) <= int(array.max()) <= limits.max
 
 
 def class_numbers(
@@ -226,8 +235,8 @@ def labels_that_count(labels, sample_weight=None):
         array = np.array(None)
     if array.dtype.kind not in "biuf":
         raise ValueError("labels (y) of ids must be numbers, or rows of as many numbers")
-    if isinstance(labels, list):
-        array = array.astype("float32" if array.dtype.kind == "f" else "int32")
+    if isinstance(labels, list) or (array.dtype.kind != "f" and not _fits_int32(array)):
+        array = array.astype("int32" if _fits_int32(array) else "float32")
     if sample_weight is not None:
         weight = keras.ops.convert_to_numpy(sample_weight)
         if weight.shape == array.shape[: weight.ndim]:

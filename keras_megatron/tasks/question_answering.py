@@ -13,6 +13,7 @@ from keras_megatron.tasks.labels import check_range, check_shape
 from keras_megatron.tasks.question_answering_preprocessor import (
     MegatronBertQuestionAnsweringPreprocessor,
 )
+from keras_megatron.tasks.samples import by_position
 from keras_megatron.tasks.span_loss import SpanLoss, span_accuracy
 from keras_megatron.tasks.task import MegatronBertTask, check_tokenizer_fits
 
@@ -141,6 +142,7 @@ class MegatronBertQuestionAnswering(MegatronBertTask, keras_hub.models.Task):
             ValueError: there is no preprocessor, something is not a str, a question is empty, there
                 are other contexts than questions, or a number is out of range.
         """
+        questions, contexts = by_position((questions, contexts))
         single = isinstance(questions, str) and isinstance(contexts, str)
         if null_threshold is None:
             null_threshold = self.null_threshold

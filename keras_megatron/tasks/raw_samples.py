@@ -4,6 +4,7 @@ from typing import Any
 import numpy as np
 
 from keras_megatron.tasks import packed_rows
+from keras_megatron.tasks.class_weights import class_weights
 from keras_megatron.tasks.labels import labels_that_count
 from keras_megatron.tasks.packed_training import pack_batches
 from keras_megatron.tasks.preprocessor import MegatronBertPreprocessor
@@ -12,7 +13,10 @@ from keras_megatron.tasks.samples import (
     as_columns,
     by_position,
     check_lengths,
+    first_samples,
+    ids_as_arrays,
     is_raw,
+    positive,
     shuffled_batches,
     split,
 )
@@ -37,26 +41,33 @@ class RawSamples:
 
         With a preprocessor `x` may be raw samples. They are shuffled anew in each epoch (unless
         `shuffle=False`), and what is drawn at random is drawn anew. Those of a batch are laid into
-        packed rows, where the loss allows it, so that no work is done on padding.
+        packed rows, where the loss allows it, so that no work is done on padding. Keys of
+        `class_weight` may be names of classes.
         """
+        batch_size = positive("batch_size", batch_size)
+        if kwargs.get("class_weight"):
+            kwargs["class_weight"] = class_weights(self, kwargs["class_weight"])
         x, y, sample_weight = by_position((x, y, sample_weight))
         validation_data = by_position(validation_data)
         # Ids are checked here too: KerasHub takes an error in `preprocess_samples` for a hint to
         # try tf.data, whose tensors nobody checks.
         raw, y = self._check_data(x, y, sample_weight)
-        if raw and validation_split and validation_data is None:
-            made = self.labels == "made"
+        arrays = None if raw else ids_as_arrays(x, y, sample_weight)
+        if arrays:
+            x, y, sample_weight = arrays
+        if (raw or arrays) and validation_split and validation_data is None:
+            made = raw and self.labels == "made"
             given = x if made else (x, y, sample_weight)
             given, validation_data = split(given, validation_split)
             x, y, sample_weight = (given, None, None) if made else given
             validation_split = None
-        validation_data = self._validation_batches(validation_data, batch_size or 32)
+        validation_data = self._validation_batches(validation_data, batch_size)
         if raw:
             shuffle = kwargs.pop("shuffle", True)
             x = self.batches(x, y, sample_weight, batch_size or 32, shuffle)
             y = sample_weight = batch_size = None
             kwargs["shuffle"] = False  # it is done
-        elif kwargs.get("shuffle", True) and _are_arrays(x) and not validation_split:
+        elif kwargs.get("shuffle", True) and arrays:
             # KerasHub would take the rows in their order.
             parts = (x,) if y is None else (x, y)
             parts = parts if sample_weight is None else (x, y, sample_weight)
@@ -79,7 +90,7 @@ class RawSamples:
         made = self.preprocessor.dataset(x, y, sample_weight, batch_size, shuffle)
         return pack_batches(self, made)
 
-    def _validation_batches(self, data, batch_size: int):
+    def _validation_batches(self, data, batch_size: int | None):
         """Return batches of validation data that is raw, and other data with checked labels."""
         if not isinstance(data, tuple | list | np.ndarray):
             return data
@@ -88,11 +99,12 @@ class RawSamples:
             parts = tuple(data)
         raw, y = self._check_data(*parts)
         if raw:
-            return self.batches(*parts, batch_size=batch_size)
+            return self.batches(*parts, batch_size=batch_size or 32)
         return data if y is None else (parts[0], y, *parts[2:])
 
     def evaluate(self, x=None, y=None, batch_size=None, sample_weight=None, **kwargs):
         """Measure loss and metrics; see `keras.Model.evaluate`."""
+        batch_size = positive("batch_size", batch_size)
         x, y, sample_weight = by_position((x, y, sample_weight))
         raw, y = self._check_data(x, y, sample_weight)
         if raw:
@@ -109,15 +121,26 @@ class RawSamples:
         many rows as `batch_size` samples fill, and what is returned is in the samples' order.
         Outputs for tokens may be 0 where there is padding.
         """
+        batch_size = positive("batch_size", batch_size)
         x = by_position(x)
         self.backbone.check_inputs(x)
         if self._is_raw(x):
+            batch_size = batch_size or 32
+            if steps := positive("steps", kwargs.pop("steps", None)):
+                x = first_samples(x, steps * batch_size)
             with quiet():
-                return packed_rows.predict(self, x, batch_size or 32, **kwargs)
+                return packed_rows.predict(self, x, batch_size, **kwargs)
         with quiet():
             return super().predict(x, batch_size=batch_size, **kwargs)
 
-    def _check_data(self, x, y=None, sample_weight=None) -> tuple[bool, Any]:
+    def train_on_batch(self, x, y=None, sample_weight=None, class_weight=None, **kwargs):
+        """Train on one batch; see `keras.Model.train_on_batch`, and `fit` for `class_weight`."""
+        weights = {"sample_weight": sample_weight}
+        if class_weight:
+            weights["class_weight"] = class_weights(self, class_weight)
+        return super().train_on_batch(x, y, **weights, **kwargs)
+
+    def _check_data(self, x, y=None, sample_weight=None, needs_labels=True) -> tuple[bool, Any]:
         """Check samples, or ids, with their labels.
 
         Returns:
@@ -130,7 +153,7 @@ class RawSamples:
         self.backbone.check_inputs(x)
         raw = self._is_raw(x)
         ids = isinstance(x, Mapping) and set(x) >= set(self.input) and self.has_usual_loss()
-        if y is None and self.labels == "required" and (raw or ids):
+        if y is None and needs_labels and self.labels == "required" and (raw or ids):
             raise ValueError(
                 f"{type(self).__name__} learns from labels: give y, a label for each sample (in "
                 "validation_data too)"
@@ -200,7 +223,3 @@ class RawSamples:
         Raises:
             ValueError: a label is out of range, or labels are of another shape.
         """
-
-
-def _are_arrays(x) -> bool:
-    return isinstance(x, Mapping) and all(isinstance(array, np.ndarray) for array in x.values())

@@ -1,6 +1,6 @@
 """Raw samples as they are given to `fit`, and the batches that are made of them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import grain
 import keras
@@ -32,11 +32,55 @@ def as_columns(x) -> tuple:
     return x if isinstance(x, tuple) else (x,)
 
 
+def positive(name: str, value) -> int | None:
+    """Return a number of samples or steps, which may be None.
+
+    Raises:
+        ValueError: it is no integer of at least 1.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be an integer of at least 1, not {value!r}")
+    return int(value)
+
+
+def first_samples(x, count: int):
+    """Return the first of raw samples."""
+    return tuple(part[:count] for part in x) if isinstance(x, tuple) else x[:count]
+
+
+def ids_as_arrays(x, y=None, sample_weight=None) -> tuple | None:
+    """Return ids, labels and weights as NumPy arrays, so that their rows can be put in any order.
+
+    Args:
+        x: a dict of arrays or tensors (rows, ...).
+        y: an array or tensor, a list, a dict of these, or None.
+        sample_weight: likewise.
+
+    Returns:
+        None if `x` is something else, or there are not as many rows of each: for packed rows.
+    """
+    if not isinstance(x, Mapping) or not all(hasattr(array, "shape") for array in x.values()):
+        return None
+    arrays = tuple(_as_arrays(part) for part in (x, y, sample_weight))
+    shapes = [array.shape for array in keras.tree.flatten(arrays) if array is not None]
+    if not all(shapes) or len({shape[0] for shape in shapes}) > 1:
+        return None
+    return arrays
+
+
+def _as_arrays(values):
+    if isinstance(values, Mapping):
+        return {name: _as_arrays(part) for name, part in values.items()}
+    return None if values is None else keras.ops.convert_to_numpy(values)
+
+
 def split(data, validation_share: float) -> tuple:
     """Split columns of samples into (training, validation): the last ones validate.
 
     Args:
-        data: a list, an array, None, or a (nested) tuple of these, all of the same length.
+        data: a list, an array, None, or a (nested) tuple or dict of these, all of the same length.
         validation_share: share of the samples that validate.
 
     Raises:
@@ -44,6 +88,9 @@ def split(data, validation_share: float) -> tuple:
     """
     if data is None:
         return None, None
+    if isinstance(data, Mapping):
+        parts = {name: split(part, validation_share) for name, part in data.items()}
+        return tuple({name: part[side] for name, part in parts.items()} for side in (0, 1))
     if isinstance(data, tuple):
         training, validation = zip(*(split(part, validation_share) for part in data), strict=True)
         return training, validation

@@ -7,10 +7,11 @@ from keras_megatron.layers.token_inputs import OPTIONAL_INPUTS
 from keras_megatron.tasks import packed_rows
 from keras_megatron.tasks.quiet import quiet
 from keras_megatron.tasks.raw_samples import RawSamples
+from keras_megatron.tasks.streams import StreamedSamples
 from keras_megatron.tasks.training import DefaultTraining
 
 
-class MegatronBertTask(RawSamples, DefaultTraining):
+class MegatronBertTask(StreamedSamples, RawSamples, DefaultTraining):
     """What every task adds to its KerasHub base class, which stands behind it in the bases.
 
     Ids given as numpy arrays are checked before they reach a backend, and so are labels, unless

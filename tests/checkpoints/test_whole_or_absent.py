@@ -166,7 +166,7 @@ def test_kill_at_any_moment(tmp_path, place, source, vocabulary, name):
 def test_scratch_folders_in_use_are_kept(place):
     output = place / "output"
     with one_line_error("exists already"), staged_folder(output) as first:
-        staging.remove_abandoned(output)
+        staging.remove_abandoned(output, place)
         with staged_folder(place / "other"):
             assert first.is_dir()
         with staged_folder(output):
@@ -178,10 +178,12 @@ def test_scratch_folders_in_use_are_kept(place):
 
 def test_only_scratch_folders_of_this_output_are_removed(place):
     kept = (".output.mine", ".outputs.abcdefgh", ".other.abcdefgh", "output.abcdefgh")
-    for name in (*kept, ".output.abcdefgh"):
+    begun = ".output.a_begun1"  # by a process that was killed before it had a lock
+    for name in (*kept, ".output.abcdefgh", begun):
         (place / name).mkdir()
-        if name != ".output.mine":
+        if name not in (".output.mine", begun):
             (place / name / "keras_megatron.lock").touch()
+    (place / begun / "keras_megatron.lock.new").touch()
     (place / ".output.file").touch()
     (place / ".output.link").symlink_to(place / ".other.abcdefgh")
     with staged_folder(place / "output"):

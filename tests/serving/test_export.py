@@ -163,6 +163,13 @@ def test_the_command(tmp_path, capsys):
         ({"top_k": 0}, "top_k must be an integer of at least 1, not 0"),
         ({"max_length": 1}, "max_length must be an integer of at least 2, not 1"),
         ({"batch": 3}, "unknown option 'batch': known are"),
+        (
+            {"top_k": 3},
+            "top_k is for MegatronBertMaskedLM and MegatronBertPretrainer, not for "
+            "MegatronBertBackbone",
+        ),
+        ({"pairs": True}, "pairs is for MegatronBertTextClassifier, not for MegatronBertBackbone"),
+        ({"format": "onnx", "max_length": 8}, "max_length is for a SavedModel, which answers to"),
     ],
 )
 def test_errors(tmp_path, options, message):

@@ -90,3 +90,78 @@ def test_nothing_is_warned_of_that_a_user_cannot_change(caplog):
         CASE["TokenClassifier"].fit(task)
         task.quantize("int8")
     assert "num_threads" not in caplog.text
+
+
+@pytest.mark.skipif(keras.backend.backend() == "jax", reason="JAX traces the loss that looks on")
+@pytest.mark.parametrize("split", [0.0, 0.2])
+@pytest.mark.parametrize("kind", [np.asarray, keras.ops.convert_to_tensor])
+def test_tensors_and_ids_that_are_split_are_shuffled(kind, split):
+    case = CASE["NextSentencePredictor"]
+    task, seen = case.make(), []
+
+    def loss(y_true, y_pred):
+        seen.extend(int(label) for label in np.ravel(y_true))
+        return y_pred[:, 0] * 0.0
+
+    ids = task.preprocessor(tuple(list(column) * 5 for column in PAIRS))
+    ids = {name: kind(array) for name, array in ids.items()}
+    task.compile(optimizer="sgd", loss=loss, metrics=None, run_eagerly=True)
+    options = {"batch_size": 4, "epochs": 2, "verbose": 0, "validation_split": split}
+    task.fit(ids, np.arange(20), **options)
+    trained = 16 if split else 20
+    order = [label for label in seen if label < trained][-2 * trained :]
+    for epoch in (order[:trained], order[trained:]):
+        assert sorted(epoch) == list(range(trained)) != epoch
+    assert order[:trained] != order[trained:]
+    assert (19 in seen) or not split
+
+
+def test_ids_with_a_split_are_validated_by_the_last_ones():
+    case = CASE["TextClassifier"]
+    task = case.make(seed=1)
+    task.compile(optimizer=keras.optimizers.SGD(0.0), run_eagerly=True)
+    ids, labels = task.preprocessor(case.x, case.y)
+    history = task.fit(ids, labels, validation_split=0.5, verbose=0).history
+    last = {name: np.asarray(array)[2:] for name, array in ids.items()}
+    expected = task.evaluate(last, np.asarray(labels)[2:], verbose=0, return_dict=True)
+    assert history["val_loss"][0] == pytest.approx(expected["loss"], rel=1e-4)
+
+
+def test_classes_have_weights_by_name():
+    case = CASE["TextClassifier"]
+    losses = []
+    for weights in ({"good": 1.0, "bad": 9.0}, {1: 1.0, 0: 9.0}, None):
+        task = case.make(seed=1)
+        task.compile(optimizer=keras.optimizers.SGD(0.0), run_eagerly=True)
+        keras.utils.set_random_seed(0)
+        losses.append(task.fit(case.x, case.y, class_weight=weights, verbose=0).history["loss"][0])
+        on_batch = task.train_on_batch(case.x, case.y, class_weight=weights)
+        losses.append(float(np.ravel(on_batch)[0]))
+    np.testing.assert_allclose(losses[:2], losses[2:4], rtol=0.2)  # there is dropout
+    assert losses[0] > 2 * losses[4]
+    for weights, message in (
+        ({"ugly": 1.0}, "class_weight has the key 'ugly', which is none of the class names"),
+        ({2: 1.0}, "keys of class_weight must be integers from 0 to 1, or names, not 2"),
+        ([1.0, 2.0], "class_weight must be a dict of a weight a class, not"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            task.fit(case.x, case.y, class_weight=weights, verbose=0)
+
+
+def test_predict_stops_after_so_many_steps():
+    case = CASE["TextClassifier"]
+    task = case.make(seed=1)
+    task.run_eagerly = True
+    whole = task.predict(case.x, batch_size=3, verbose=0)
+    for steps, rows in ((1, 3), (2, 4), (9, 4)):
+        part = task.predict(case.x, batch_size=3, steps=steps, verbose=0)
+        np.testing.assert_allclose(part, whole[:rows], atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.5, "4", True])
+def test_impossible_batch_sizes_are_refused(size):
+    case = CASE["TextClassifier"]
+    task = case.make()
+    for call in (task.fit, task.evaluate, lambda x, y, **options: task.predict(x, **options)):
+        with pytest.raises(ValueError, match="batch_size must be an integer of at least 1, not"):
+            call(case.x, case.y, batch_size=size)

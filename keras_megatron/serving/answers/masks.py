@@ -3,6 +3,7 @@
 import tensorflow as tf
 
 from keras_megatron.serving.answers.endpoint import TEXTS, Endpoint, dense, encode, logits_of
+from keras_megatron.serving.settings import TOP_K
 
 _MASKED = "Call me [MASK]."
 _PAIR = {"first": [_MASKED], "second": ["Some years ago I went to sea."]}
@@ -13,7 +14,7 @@ def masked_tokens(model, options) -> dict[str, Endpoint]:
 
     def answer(text):
         inputs, is_mask = _with_masks(model, text)
-        return _best_tokens(model, logits_of(model, inputs), is_mask, options.top_k)
+        return _best_tokens(model, logits_of(model, inputs), is_mask, options.top_k or TOP_K)
 
     return {"serving_default": Endpoint({"text": TEXTS}, answer, {"text": [_MASKED]})}
 
@@ -24,7 +25,7 @@ def pretraining(model, options) -> dict[str, Endpoint]:
     def answer(first, second):
         inputs, is_mask = _with_masks(model, first, second)
         logits = logits_of(model, inputs)
-        tokens = _best_tokens(model, logits["mlm"], is_mask, options.top_k)
+        tokens = _best_tokens(model, logits["mlm"], is_mask, options.top_k or TOP_K)
         return {**tokens, "follows": tf.nn.softmax(logits["nsp"])[:, 0]}
 
     return {"serving_default": Endpoint({"first": TEXTS, "second": TEXTS}, answer, _PAIR)}

@@ -1,0 +1,171 @@
+"""Samples that arrive in batches: of a `keras.utils.PyDataset`, a generator or PyTorch's loader."""
+
+import types
+from collections.abc import Callable, Iterator
+
+import keras
+import numpy as np
+
+from keras_megatron.tasks.class_weights import class_weights
+from keras_megatron.tasks.quiet import quiet
+from keras_megatron.tasks.samples import by_position
+
+_LOADER = "torch.utils.data.dataloader"  # looked for by name: PyTorch may not be installed
+
+
+class StreamedSamples:
+    """Training, measuring and predicting on batches of samples, raw or of ids, as they come.
+
+    They come from a `keras.utils.PyDataset`, a generator or PyTorch's `DataLoader`, as `x`,
+    `(x, y)` or `(x, y, sample_weight)`, and keep their order and their size. Other data is left to
+    the class behind this one in the bases.
+    """
+
+    def fit(self, x=None, y=None, *args, validation_data=None, **kwargs):
+        """Train; see `RawSamples.fit`."""
+        if not is_stream(x) and not is_stream(validation_data):
+            return super().fit(x, y, *args, validation_data=validation_data, **kwargs)
+        if kwargs.get("class_weight"):
+            kwargs["class_weight"] = class_weights(self, kwargs["class_weight"])
+        batch_size = kwargs.get("batch_size")
+        if is_stream(validation_data):
+            validation_data = self._ready(validation_data, kwargs, "validation_steps")
+        else:
+            validation_data = self._validation_batches(by_position(validation_data), batch_size)
+        if is_stream(x):
+            x = self._ready(x, kwargs, "steps_per_epoch")
+        else:
+            x, y = self._batches_of_fit(x, y, kwargs)
+        with quiet():
+            return keras.Model.fit(self, x, y, *args, validation_data=validation_data, **kwargs)
+
+    def evaluate(self, x=None, y=None, *args, **kwargs):
+        """Measure loss and metrics; see `keras.Model.evaluate`."""
+        if not is_stream(x):
+            return super().evaluate(x, y, *args, **kwargs)
+        x = self._ready(x, kwargs, "steps")
+        with quiet():
+            return keras.Model.evaluate(self, x, y, *args, **kwargs)
+
+    def predict(self, x=None, *args, **kwargs):
+        """Return logits; see `RawSamples.predict`. Batches that come ready are not packed."""
+        if not is_stream(x):
+            return super().predict(x, *args, **kwargs)
+        x = self._ready(x, kwargs, "steps")
+        with quiet():
+            return keras.Model.predict(self, x, *args, **kwargs)
+
+    def prepare_batch(self, x, y=None, sample_weight=None) -> tuple:
+        """Return a batch of raw samples, or of ids, as the model is trained on it.
+
+        Raises:
+            ValueError: as of `fit`.
+        """
+        x, y, sample_weight = by_position((x, y, sample_weight))
+        _, y = self._check_data(x, y, sample_weight, needs_labels=False)
+        made = self.preprocess_samples(x, y, sample_weight)
+        return made if isinstance(made, tuple) else (made,)
+
+    def _ready(self, data, arguments: dict, steps_name: str):
+        """Return a stream of prepared batches; where it must be said, set how many there are."""
+        stream, steps = prepared(data, self.prepare_batch)
+        if arguments.get(steps_name) is None and steps is not None:
+            arguments[steps_name] = steps
+        return stream
+
+    def _batches_of_fit(self, x, y, arguments: dict) -> tuple:
+        """Return what `keras.Model.fit` takes as x and y, of data that is no stream."""
+        x, y, sample_weight = by_position((x, y, arguments.get("sample_weight")))
+        raw, y = self._check_data(x, y, sample_weight)
+        if not raw:
+            return x, y
+        arguments.pop("sample_weight", None)
+        batch_size = arguments.pop("batch_size", None) or 32
+        return self.batches(x, y, sample_weight, batch_size, arguments.get("shuffle", True)), None
+
+
+def is_stream(data) -> bool:
+    """Say whether data is a PyDataset, a generator or PyTorch's DataLoader."""
+    return isinstance(data, keras.utils.PyDataset | types.GeneratorType) or _is_loader(data)
+
+
+def prepared(data, prepare_batch: Callable) -> tuple:
+    """Return a stream whose batches are preprocessed, as `keras.Model` takes it.
+
+    Args:
+        data: a stream of `x`, `(x, y)` or `(x, y, sample_weight)`.
+        prepare_batch: a function of these three.
+
+    Returns:
+        The stream, and how many steps an epoch has if that must be said: else None.
+    """
+
+    def prepare(batch):
+        return prepare_batch(*_parts(batch))
+
+    if isinstance(data, keras.utils.PyDataset):
+        return (data if isinstance(data, _Prepared) else _Prepared(data, prepare)), None
+    if not _is_loader(data):
+        return (prepare(batch) for batch in data), None
+    try:
+        steps = len(data)
+    except TypeError:  # of an IterableDataset
+        return (prepare(batch) for batch in data), None
+    return (prepare(batch) for batch in _forever(data)), steps
+
+
+class _Prepared(keras.utils.PyDataset):
+    """A PyDataset whose batches are preprocessed."""
+
+    def __init__(self, data: keras.utils.PyDataset, prepare: Callable):
+        parallel = {"workers": data.workers, "max_queue_size": data.max_queue_size}
+        super().__init__(**parallel)  # in threads: a model does not go to other processes
+        self._data, self._prepare = data, prepare
+
+    @property
+    def num_batches(self) -> int | None:
+        return self._data.num_batches
+
+    def __getitem__(self, index: int):
+        return self._prepare(self._data[index])
+
+    def on_epoch_begin(self):
+        self._data.on_epoch_begin()
+
+    def on_epoch_end(self):
+        self._data.on_epoch_end()
+
+
+def _forever(loader) -> Iterator:
+    while True:
+        yield from loader
+
+
+def _is_loader(data) -> bool:
+    return any(cls.__module__ == _LOADER for cls in type(data).__mro__)
+
+
+def _parts(batch) -> tuple:
+    """Return x, y and sample_weight of a batch; PyTorch's loader makes lists of tuples."""
+    if isinstance(batch, list) and not all(isinstance(text, str) for text in batch):
+        batch = tuple(batch)
+    if not isinstance(batch, tuple):
+        return batch, None, None
+    if all(isinstance(text, str) for text in batch):
+        return list(batch), None, None
+    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
+    if isinstance(x, tuple) and all(isinstance(text, str) for text in x):
+        x = list(x)
+    elif isinstance(x, tuple | list) and all(isinstance(column, tuple) for column in x):
+        x = tuple(list(column) for column in x)
+    return x, _as_array(y), _as_array(sample_weight)
+
+
+def _as_array(values):
+    """Return labels or weights as arrays where a loader made tensors of them; names stay."""
+
+    def convert(leaf):
+        is_plain = leaf is None or isinstance(leaf, str | np.ndarray) or np.isscalar(leaf)
+        return leaf if is_plain else keras.ops.convert_to_numpy(leaf)
+
+    return keras.tree.map_structure(convert, values)
