@@ -1,7 +1,10 @@
 """What a fine-tuned preset answers to the samples of a file."""
 
+import math
 import os
 from collections.abc import Sequence
+
+import keras
 
 from keras_megatron.finetuning.job_table import job_of
 from keras_megatron.finetuning.jobs import Job
@@ -33,12 +36,19 @@ def predict(
         causal LM: `text`; embedder: `embedding`.
 
     Raises:
-        ValueError: the preset has no task, or the file is not one of its task.
+        ValueError: the preset has no task, the file is not one of its task, or an answer is not
+            finite.
     """
     job = job_of_preset(preset)
     examples = job.read(source, columns, labelled=False)
     model = job.task_class.from_preset(preset, dtype=dtype)
     answers = job.answers(model, examples, batch_size)
+    numbers = (leaf for leaf in keras.tree.flatten(answers) if isinstance(leaf, float))
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError(
+            f"{preset} answers with numbers that are not finite: its weights are damaged, or too "
+            f"large for {dtype}"
+        )
     if examples.ids is None:
         return answers
     return [{"id": name, **answer} for name, answer in zip(examples.ids, answers, strict=True)]

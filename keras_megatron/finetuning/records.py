@@ -90,8 +90,13 @@ def _select(records: list[Record], part: str | None, path: pathlib.Path) -> list
     splits = sorted({str(r.values["split"]) for r in records if "split" in r.values})
     percent = _PERCENT.fullmatch(part or "")
     if percent:
-        first, last = (int(number) * len(records) // 100 for number in percent.groups())
-        selected = records[first:last]
+        begin, end = map(int, percent.groups())
+        selected = records[begin * len(records) // 100 : end * len(records) // 100]
+        if end > 100 or not selected:
+            raise ValueError(
+                f"{path.name} has no samples in {part!r}, of {len(records)}: give a part within "
+                "0-100% that is large enough"
+            )
     elif part is None and splits:
         raise ValueError(
             f"{path.name} has the splits {', '.join(splits)}: choose one, as in {path}:{splits[0]}"

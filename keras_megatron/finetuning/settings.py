@@ -64,6 +64,8 @@ class FinetuneSettings:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name} must be at least {least}, not {value}")
+        if self.seed >= 2**32:
+            raise ValueError(f"seed must be less than 2**32, not {self.seed}")
         return dataclasses.replace(self, **numbers)
 
     def as_recipe(self) -> Recipe:

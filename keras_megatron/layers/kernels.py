@@ -17,6 +17,8 @@ if keras.config.backend() == "torch":
 else:
     Dense, EinsumDense = keras.layers.Dense, keras.layers.EinsumDense
     LayerNormalization = keras.layers.LayerNormalization
+    for _layer in (Dense, EinsumDense, LayerNormalization):  # as PyTorch's own are called in files
+        keras.saving.get_custom_objects()[f"keras_megatron>{_layer.__name__}"] = _layer
 
     def frozen_weights() -> contextlib.AbstractContextManager:
         """Say that weights stay as they are; nothing to gain by it here."""

@@ -25,6 +25,7 @@ _orders = ContextVar("orders", default=None)  # while weights are frozen, those 
 _FUSED = {keras.activations.gelu: ("gelu", "none"), gelu_approximate: ("gelu", "tanh")}
 
 
+@keras.saving.register_keras_serializable(package="keras_megatron")
 class Dense(keras.layers.Dense):
     """`keras.layers.Dense` in one operation of PyTorch: product, bias and, if it can be, GELU."""
 
@@ -37,6 +38,7 @@ class Dense(keras.layers.Dense):
         super().quantize(mode, type_check=False, config=config)
 
 
+@keras.saving.register_keras_serializable(package="keras_megatron")
 class EinsumDense(keras.layers.EinsumDense):
     """`keras.layers.EinsumDense` as one product, for a kernel of (inputs..., outputs...).
 
@@ -52,6 +54,7 @@ class EinsumDense(keras.layers.EinsumDense):
         super().quantize(mode, type_check=False, config=config)
 
 
+@keras.saving.register_keras_serializable(package="keras_megatron")
 class LayerNormalization(keras.layers.LayerNormalization):
     """`keras.layers.LayerNormalization` over the last axis, without a copy in float32."""
 

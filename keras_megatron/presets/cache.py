@@ -26,7 +26,13 @@ from collections.abc import Iterator
 import filelock
 
 from keras_megatron.checkpoints import convert_checkpoint
-from keras_megatron.presets.download import DownloadError, download, record_file
+from keras_megatron.presets.download import (
+    DownloadError,
+    discard_part,
+    download,
+    is_download,
+    record_file,
+)
 from keras_megatron.presets.registry import Preset
 from keras_megatron.version import __version__
 
@@ -100,8 +106,11 @@ def _locked(path: pathlib.Path, name: str) -> Iterator[None]:
 def _make(preset: Preset, ready: pathlib.Path) -> None:
     folder = ready.parent
     archive = _archive(preset, folder)
+    if not is_download(archive):  # one that was put there, beside the record of another one
+        record_file(archive).unlink(missing_ok=True)
     _convert(preset, archive, ready)
-    if record_file(archive).exists() and os.environ.get(KEEP_VARIABLE, "0") in ("", "0"):
+    discard_part(folder / preset.release.file_name)
+    if is_download(archive) and os.environ.get(KEEP_VARIABLE, "0") in ("", "0"):
         _remove_download(archive)
 
 

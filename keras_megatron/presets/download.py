@@ -85,8 +85,13 @@ class _Part:
 
     @property
     def record(self) -> _Record | None:
+        return self.recorded(self._record_file)
+
+    @staticmethod
+    def recorded(file: pathlib.Path) -> _Record | None:
+        """Read a record, if there is one."""
         try:
-            return _Record(**json.loads(self._record_file.read_text(encoding="utf-8")))
+            return _Record(**json.loads(file.read_text(encoding="utf-8")))
         except (FileNotFoundError, ValueError, TypeError):
             return None
 
@@ -109,6 +114,17 @@ class _Part:
         """Give the file its name; its record first, so that no complete file is without one."""
         self._record_file.replace(record_file(self.path))
         self.file.replace(self.path)
+
+
+def is_download(path: pathlib.Path) -> bool:
+    """Say whether a file is what `download` made, and not another one beside an old record."""
+    record = _Part.recorded(record_file(path))
+    return record is not None and record.bytes in (None, path.stat().st_size)
+
+
+def discard_part(path: pathlib.Path) -> None:
+    """Remove what an interrupted download of a file has left."""
+    _Part(path).discard()
 
 
 def record_file(path: pathlib.Path) -> pathlib.Path:

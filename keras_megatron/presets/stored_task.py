@@ -35,17 +35,17 @@ def stored_task(preset: str) -> StoredTask | None:
     """Return the task of a Keras preset or of a Hugging Face folder; None if it is a mere backbone.
 
     Raises:
-        ValueError: its configuration makes no sense.
+        ValueError: a file of it is damaged.
     """
     if check_file_exists(preset, _TASK_FILE):
-        task = load_json(preset, _TASK_FILE)
+        name, task = _serialized(preset, _TASK_FILE)
         names = None
         if check_file_exists(preset, _PREPROCESSOR_FILE):
-            names = load_json(preset, _PREPROCESSOR_FILE)["config"].get("class_names")
-        return StoredTask(task["class_name"], task["config"].get("num_classes"), names)
+            names = _serialized(preset, _PREPROCESSOR_FILE)[1].get("class_names")
+        return StoredTask(name, task.get("num_classes"), names)
     if not check_file_exists(preset, _CONFIG_FILE):
         return None
-    config = load_json(preset)
+    config = _object(preset, _CONFIG_FILE)
     named = named_architectures(config) if "model_type" in config else set()
     for name, architecture in ARCHITECTURES.items():
         if architecture.name in named and architecture.name != "MegatronBertModel":
@@ -75,5 +75,35 @@ def is_quantized(preset: str) -> bool:
     """Say whether a Keras preset's weights are stored in int8 or int4."""
     if not check_file_exists(preset, _CONFIG_FILE):
         return False
-    config = load_json(preset).get("config", {})
-    return "Quantized" in json.dumps(config.get("dtype"))
+    config = _object(preset, _CONFIG_FILE)
+    if "class_name" not in config:  # Hugging Face's
+        return False
+    return "Quantized" in json.dumps(_serialized(preset, _CONFIG_FILE)[1].get("dtype"))
+
+
+def _object(preset: str, file: str) -> dict:
+    """Read a file of a preset.
+
+    Raises:
+        ValueError: it is not a JSON object.
+    """
+    try:
+        content = load_json(preset, file)
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{preset}/{file} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{preset}/{file} does not hold a JSON object: the preset is damaged")
+    return content
+
+
+def _serialized(preset: str, file: str) -> tuple[str, dict]:
+    """Return the class and the configuration of an object that Keras serialized.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
+    content = _object(preset, file)
+    name, config = content.get("class_name"), content.get("config")
+    if not isinstance(name, str) or not isinstance(config, dict):
+        raise ValueError(f"{preset}/{file} lacks a class_name or a config: the preset is damaged")
+    return name, config

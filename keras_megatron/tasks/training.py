@@ -40,8 +40,10 @@ class DefaultTraining:
         if config and self.optimizer:
             optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
             excluded = getattr(optimizer, "_exclude_from_weight_decay_pattern", None)
-            config["no_weight_decay"] = excluded and excluded.pattern
-            config["optimizer_is_built"] = optimizer.built
+            # Within the optimizer's own, where Keras leaves out what it does not know: a clone is
+            # compiled by a class that knows nothing of it.
+            own = {"no_weight_decay": excluded and excluded.pattern, "is_built": optimizer.built}
+            config["optimizer"] = {**config["optimizer"], **own}
         return config
 
     def compile_from_config(self, config: dict) -> None:
@@ -50,12 +52,12 @@ class DefaultTraining:
         Keras does not for a class with a `compile` of its own. The state of the optimizer is loaded
         after this.
         """
+        stored = config.get("optimizer") or {}
         config = keras.saving.deserialize_keras_object(config)
-        is_built = config.pop("optimizer_is_built", False)
-        if excluded := config.pop("no_weight_decay", None):
+        if excluded := stored.get("no_weight_decay"):
             config["optimizer"].exclude_from_weight_decay(var_names=[excluded])
         self.compile(**config)
-        if is_built:
+        if stored.get("is_built"):
             self.optimizer.build(self.trainable_variables)
 
     def has_usual_loss(self) -> bool:

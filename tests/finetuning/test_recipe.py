@@ -1,6 +1,7 @@
 """The optimizer of the recipe, step by step next to PyTorch's."""
 
 import dataclasses
+import math
 
 import keras
 import numpy as np
@@ -10,7 +11,7 @@ from models import as_numpy, small_backbone
 
 from keras_megatron import MegatronBertMaskedLM, MegatronBertTextClassifier
 from keras_megatron.finetuning.optimizer import DenseAdamW
-from keras_megatron.finetuning.recipe import RECIPES, LinearWarmupDecay, adamw
+from keras_megatron.finetuning.recipe import RECIPES, LinearWarmupDecay, Recipe, adamw
 
 STEPS, WARMUP, PEAK = 40, 0.2, 0.05
 TOLERANCE = 1e-5  # Keras takes powers of the betas in float32
@@ -144,7 +145,10 @@ def test_the_rate_rises_falls_and_stays_at_the_floor():
     (lambda: LinearWarmupDecay(-1e-3, 10), "the floor must be from 0 to the peak"),
     (lambda: adamw(1e-3, 0), "total_steps must be at least 1, not 0"),
     (lambda: adamw(1e-3, 10, warmup=1), "warmup is a share of the steps"),
-    (lambda: adamw(1e-3, 10, weight_decay=-1), "weight_decay must not be negative"),
+    (lambda: adamw(1e-3, 10, weight_decay=-1), "weight_decay must be finite and not negative"),
+    (lambda: adamw(1e-3, 10, weight_decay=math.nan), "weight_decay must be finite"),
+    (lambda: Recipe(math.inf, 1, 1), "learning_rate must be positive and finite, not inf"),
+    (lambda: Recipe(math.nan, 1, 1), "learning_rate must be positive and finite, not nan"),
 ])  # fmt: skip
 def test_impossible_numbers_are_refused(make, message):
     with pytest.raises(ValueError, match=message):

@@ -177,6 +177,61 @@ def test_every_task_is_fine_tuned_and_answers(task, preset, data, tmp_path):
         assert [answer["id"] for answer in answers] == ["dev-6", "dev-7"]
 
 
+def test_choices_count_as_one_sample(preset, data, tmp_path, monkeypatch):
+    """In the log, and where a run goes on that was killed after the last step of an epoch."""
+    from keras_megatron.finetuning import run as module
+
+    chosen = settings(
+        preset,
+        data,
+        task="multiple-choice",
+        train=f"{data}/choices.jsonl:train",
+        dev=f"{data}/choices.jsonl:dev",
+        epochs=2,
+        batch_size=4,  # of six samples, of two or three choices
+        sequence_length=None,
+    )
+    options = {"verbose": 0, "log_every": 1, "save_every": 1}
+    finetune(chosen, tmp_path / "whole", **options)
+    lines = log(tmp_path / "whole")
+    rates = [line["learning_rate"] for line in lines if "step" in line]
+    np.testing.assert_allclose(rates, 3e-3 * (1 - np.arange(4) / 4), rtol=1e-6)
+    means = [line["train"]["loss"] for line in lines if "train" in line]
+    by_step = losses(lines)[:, 2].reshape(2, 2)
+    np.testing.assert_allclose((by_step * [4, 2]).sum(1) / 6, means, rtol=1e-5)
+
+    def kill(self):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module._Run, "_evaluate", kill)
+        with pytest.raises(Killed):
+            finetune(chosen, tmp_path / "killed", **options)
+    finetune(chosen, tmp_path / "killed", **options)
+    np.testing.assert_allclose(losses(log(tmp_path / "killed")), losses(lines), atol=1e-5)
+
+
+def test_weights_that_are_no_numbers_end_the_run(preset, data, tmp_path, monkeypatch):
+    """A rate so high in the last step that no loss shows it."""
+    from keras_megatron.finetuning import run as module
+
+    def spoil(self, *args, **kwargs):
+        weight = self._model.trainable_weights[0]
+        weight.assign(weight * float("nan"))
+        return evaluate(self, *args, **kwargs)
+
+    evaluate = module._Run._evaluate
+    monkeypatch.setattr(module._Run, "_evaluate", spoil)
+    with pytest.raises(ValueError, match="embeddings is no longer finite: give a lower learning"):
+        run(settings(preset, data, epochs=1), tmp_path / "run")
+    assert not (tmp_path / "run" / "preset").exists()
+    model = MegatronBertTextClassifier.from_preset(preset, num_classes=2)
+    model.weights[0].assign(model.weights[0] * float("nan"))
+    model.save_to_preset(str(tmp_path / "damaged"))
+    with pytest.raises(ValueError, match="damaged answers with numbers that are not finite"):
+        predict(str(tmp_path / "damaged"), f"{data}/texts.txt")
+
+
 def test_a_loss_that_is_no_number_ends_the_run(preset, data, tmp_path):
     with pytest.raises(ValueError, match=r"the loss is nan in step \d of epoch 1: give a lower"):
         run(settings(preset, data, learning_rate=1e38), tmp_path / "run")

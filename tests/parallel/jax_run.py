@@ -9,7 +9,16 @@ import jax
 import keras
 import numpy as np
 from keras.src.backend.jax.trainer import _distribute_data
-from sharded_models import BATCH, TASKS, batch, build, compile_, data
+from sharded_models import (
+    BATCH,
+    TASKS,
+    batch,
+    build,
+    compile_,
+    continuations,
+    data,
+    multi_label_scores,
+)
 
 from keras_megatron import parallel
 
@@ -168,6 +177,14 @@ def any_number_of_rows() -> dict:
     }
 
 
+def answers() -> dict:
+    """Return areas under curves and continuations of prompts, on a mesh and not."""
+    seen = {"plain": [multi_label_scores(), continuations()]}
+    with mesh(2, 2):
+        seen["mesh"] = [multi_label_scores(), continuations()]
+    return seen
+
+
 def errors() -> dict:
     """Return the messages of what must not run."""
     x, y, weight = data("MaskedLM")
@@ -199,6 +216,7 @@ def main() -> None:
         "variants": variants(plain),
         "moving": moving(),
         "rows": any_number_of_rows(),
+        "answers": answers(),
         "errors": errors(),
     }
     print(json.dumps(seen))

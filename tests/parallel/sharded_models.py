@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import signal
 import time
 
@@ -71,6 +72,41 @@ def data(task: str) -> tuple:
         make((first, second), np.arange(len(texts)) % 2) if task == "Pretrainer" else make(first)
     )
     return keras.utils.unpack_x_y_sample_weight(batch)
+
+
+def multi_label_scores() -> dict[str, list]:
+    """Train a classifier of several labels; return its losses and areas under curves by epoch."""
+    backbone = build("TextClassifier").backbone
+    keras.utils.set_random_seed(1)
+    model = keras_megatron.MegatronBertTextClassifier(
+        backbone, num_classes=3, multi_label=True, preprocessor=None
+    )
+    model.compile(
+        optimizer=keras.optimizers.SGD(0.1),
+        metrics=[*model.default_metrics()["metrics"], keras.metrics.Precision(thresholds=0.0)],
+    )
+    x, y, _ = data("TextClassifier")
+    labels = np.stack([y == 0, y == 1, np.arange(len(y)) % 2 == 0], axis=1).astype("float32")
+    fitted = model.fit(x, labels, batch_size=BATCH, epochs=2, verbose=0, shuffle=False)
+    return {re.sub(r"_\d+$", "", name): values for name, values in fitted.history.items()}
+
+
+def continuations() -> list:
+    """Return what a model makes of prompts of several lengths and numbers, the most probable."""
+    preprocessor = keras_megatron.MegatronBertCausalLMPreprocessor(tokenizer(), sequence_length=24)
+    model = build("CausalLM", preprocessor=preprocessor)
+    model.compile(sampler="greedy")
+    prompts = ["it was the", "we had everything before us", "in"]
+    options = {"max_length": 12, "stop_token_ids": None}
+    of_ids = build("CausalLM")  # with the same weights
+    of_ids.compile(sampler="greedy")
+    ids = preprocessor.generate_preprocess(prompts, sequence_length=12)
+    made = of_ids.generate(ids, stop_token_ids=None)["token_ids"]
+    return [
+        *(model.generate(prompts[:count], **options) for count in (1, 2, 3)),
+        [model.generate(prompts[0], **options)],
+        keras.ops.convert_to_numpy(made).tolist(),
+    ]
 
 
 def batch(task: str, index: int = 0) -> tuple:

@@ -18,7 +18,15 @@ make_cpu_devices(4)
 # Graphs that run a few times are sooner run than improved.
 tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
 
-from sharded_models import BATCH, STEPS, Kill, build, compile_, data  # noqa: E402, F401
+from sharded_models import (  # noqa: E402, F401
+    BATCH,
+    STEPS,
+    Kill,
+    build,
+    compile_,
+    data,
+    multi_label_scores,
+)
 
 from keras_megatron import parallel  # noqa: E402
 

@@ -28,6 +28,7 @@ from tensorflow_run import (
     data,
     main,
     mesh,
+    multi_label_scores,
     on_one_device,
     parts,
     steps,
@@ -157,6 +158,14 @@ def predictions() -> dict:
                 ("logits", model.logits(rows, batch_size=4)),
             ):
                 seen[f"{name} {count}"] = np.abs(predicted - expected[:count]).max().item()
+    return seen
+
+
+def metrics() -> dict:
+    """Return areas under curves on a mesh and not."""
+    seen = {"plain": multi_label_scores()}
+    with mesh(2, 2):
+        seen["mesh"] = multi_label_scores()
     return seen
 
 

@@ -117,6 +117,13 @@ def test_optimizer_state_moves_between_meshes():
     assert abs(moving["new optimizer"][1] - moving["there"][1]) > 1e-4
 
 
+def test_answers_and_metrics_are_those_of_one_device():
+    (scores, texts), (expected, right) = (seen()["answers"][key] for key in ("mesh", "plain"))
+    assert texts == right
+    for name in expected:
+        np.testing.assert_allclose(scores[name], expected[name], atol=1e-5)
+
+
 def test_any_number_of_rows_has_answers():
     for name, count in (("logits", 1), ("predict", 3)):
         rows, difference = seen()["rows"][name]

@@ -172,6 +172,7 @@ def test_sizes_of_collectives():
         (workload(3, 1), "a batch of 8 cannot be split over the 3 data devices of mesh 3x1"),
         (workload(1, 1, sequence=17), "17 tokens is longer than the 16 positions of small"),
         (workload(1, 1, "int8_from_float32"), "dtype must be one to train in"),
+        (workload(1, 1, "float64"), "dtype must be one to train in, such as bfloat16, not"),
         (
             Workload("small", {**CONFIG, "vocabulary_size": 130}, 1, 4, 8, 16),
             "vocabulary_size=130 of small cannot be split over .*: pad it to 512",

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason=
 HERE = pathlib.Path(__file__).parent
 TASKS = ("MaskedLM", "TextClassifier", "Pretrainer")
 MESHES = tuple(f"{mesh} {task}" for mesh in ("1x2", "2x1", "1x4", "2x2") for task in TASKS)
-STATE = ("saving", "dropout", "resuming", "predictions", "errors", "variants")
+STATE = ("saving", "dropout", "resuming", "predictions", "metrics", "errors", "variants")
 # Of one layer: the axis that is split. What is not here is whole on every device.
 SPLIT = {
     "embeddings/token_embedding/embeddings": 0,
@@ -134,6 +134,13 @@ def test_killed_run_resumes():
 def test_any_number_of_samples_is_predicted():
     assert len(state("predictions")) == 6
     assert max(state("predictions").values()) < 1e-5
+
+
+def test_metrics_are_those_of_one_device():
+    seen = state("metrics")
+    assert seen["plain"].keys() >= {"auc", "loss", "precision"}
+    for name, expected in seen["plain"].items():
+        np.testing.assert_allclose(seen["mesh"][name], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def two(tmp_path_factory):
     done = run(
         folder,
         2,
-        *("errors", "save", "matrix", "equality:1", "equality:2", "variants"),
+        *("errors", "save", "matrix", "equality:1", "equality:2", "variants", "answers"),
         *("counts:MaskedLM:1", "dropout:1", "resumable:-1"),
     )
     assert done.returncode == 0, done.stderr[-5000:]
@@ -98,6 +98,17 @@ def test_training_is_that_of_one_device(processes, task, data):
 def test_training_in_other_ways_is_that_of_one_device(two, variant, limit):
     for result in two[1]:
         assert max(result["variants"][variant].values()) < limit
+
+
+@pytest.mark.parametrize("data", ["1", "2"])
+def test_answers_and_metrics_are_those_of_one_device(two, data):
+    for result in two[1]:
+        (scores, texts), (expected, right) = (result["answers"][key] for key in (data, "plain"))
+        assert texts == right
+        assert len(set(right[2])) == 3
+        assert scores.keys() == expected.keys() >= {"auc", "loss", "precision"}
+        for name in scores:
+            np.testing.assert_allclose(scores[name], expected[name], atol=1e-5)
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -104,6 +104,15 @@ def variants(folder) -> dict:
     return results
 
 
+def answers(folder) -> dict:
+    """Return areas under curves, and continuations of prompts: sharded ones and others."""
+    seen = {"plain": [models.multi_label_scores(), models.continuations()]}
+    for data in (1, 2):
+        with parallel.model_parallel(data=data):
+            seen[str(data)] = [models.multi_label_scores(), models.continuations()]
+    return seen
+
+
 class _WholeModel:
     """Stands for CommDebugMode's account by module, which Keras's modules lead astray."""
 

@@ -72,6 +72,19 @@ def test_zip_put_by_hand_is_used_and_kept(tiny, server, cache, release_zip):
     assert "url" not in source
 
 
+def test_zip_put_by_hand_beside_an_old_record_is_kept(tiny, server, cache, release_zip):
+    """The record of a download that was interrupted, or whose zip was replaced."""
+    cache.mkdir(parents=True)
+    (cache / FILE).write_bytes(release_zip.read_bytes())
+    record = {"url": server.url + PATH, "etag": '"first"', "last_modified": None, "bytes": 17}
+    (cache / f"{FILE}.json").write_text(json.dumps(record))
+    for name in (f"{FILE}.part", f"{FILE}.part.json"):
+        (cache / name).write_text("{}")
+    folder = converted_weights(tiny)
+    assert names(cache) == ["format_2", FILE]
+    assert "url" not in json.loads((folder / "source.json").read_text())
+
+
 def test_newer_format_converts_again(tiny, server, cache, monkeypatch):
     old = converted_weights(tiny)
     monkeypatch.setattr(cache_module, "FORMAT", 3)

@@ -53,7 +53,8 @@ def test_losses_are_those_of_lists(name):
     expected = task.evaluate(case.x, **given, batch_size=2, verbose=0)
     for data in (Pairwise(case), generator(case)):
         task.preprocessor.seed = case.preprocessor.get("seed")
-        assert np.all(np.isfinite(found := task.evaluate(data, verbose=0)))
+        found = task.evaluate(data, verbose=0)
+        assert np.all(np.isfinite(found))
         if name != "MaskedLM":  # which hides other tokens, batch by batch
             np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     logits = task.predict(case.x, batch_size=2, verbose=0)

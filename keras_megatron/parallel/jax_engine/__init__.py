@@ -7,9 +7,9 @@ import jax
 import keras
 
 from keras_megatron.parallel.engines import Engine
+from keras_megatron.parallel.filling import filled_batches, filled_prompts
 from keras_megatron.parallel.jax_engine import processes
 from keras_megatron.parallel.jax_engine.arrays import global_arrays
-from keras_megatron.parallel.jax_engine.filling import filled_batches
 from keras_megatron.parallel.jax_engine.sequence import summed_before_split
 from keras_megatron.parallel.jax_engine.steps import same_batches
 from keras_megatron.parallel.saving import files_written_once
@@ -42,6 +42,7 @@ class JaxEngine(Engine):
                 stack.enter_context(write)
             stack.enter_context(summed_before_split(distribution))
             stack.enter_context(filled_batches(distribution))
+            stack.enter_context(filled_prompts(distribution))
             yield
 
     def local_shape(self, variable: keras.Variable) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ import keras
 from keras_megatron.padding import padded_vocabulary_size
 
 MOST_DEVICES = 1024
+_SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes of a number to train with
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Workload:
                 f"{self.name}"
             )
         policy = keras.dtype_policies.get(self.dtype)  # refuses what is no policy
-        if policy.quantization_mode or "float" not in policy.compute_dtype:
+        if policy.quantization_mode or policy.compute_dtype not in _SIZES:
             raise ValueError(f"dtype must be one to train in, such as bfloat16, not {self.dtype!r}")
 
     @property
@@ -76,4 +77,4 @@ class Workload:
     @property
     def element_size(self) -> int:
         """Bytes of a number that is computed with."""
-        return 4 if keras.dtype_policies.get(self.dtype).compute_dtype == "float32" else 2
+        return _SIZES[keras.dtype_policies.get(self.dtype).compute_dtype]

@@ -63,6 +63,7 @@ class TensorFlowEngine(Engine):
             for module, name in (
                 (numpy, "argmax"),
                 (numpy, "take"),
+                (numpy, "flip"),
                 (base_optimizer, "global_norm"),
             ):
                 function = getattr(operations, name)(getattr(module, name))

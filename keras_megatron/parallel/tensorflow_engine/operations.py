@@ -112,6 +112,20 @@ def argmax(original: Callable) -> Callable:
     return place
 
 
+def flip(original: Callable) -> Callable:
+    """Return Keras's function, with a way of its own in a step: DTensor cannot reverse."""
+
+    @functools.wraps(original)
+    def reverse(x, axis=None):
+        if not _is_traced():
+            return original(x, axis=axis)
+        for one in range(len(x.shape)) if axis is None else tf.nest.flatten(axis):
+            x = tf.gather(x, tf.range(x.shape[one] - 1, -1, -1), axis=one)
+        return x
+
+    return reverse
+
+
 def dropout(original: Callable, mesh: dtensor.Mesh) -> Callable:
     """Return Keras's function, which drops the same elements as it would on one device.
 

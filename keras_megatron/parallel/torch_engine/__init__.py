@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.experimental import implicit_replication
 
 from keras_megatron.parallel.engines import Engine
+from keras_megatron.parallel.filling import filled_prompts
 from keras_megatron.parallel.saving import files_written_once
 from keras_megatron.parallel.torch_engine import devices
 from keras_megatron.parallel.torch_engine.ops import sharded_operations
@@ -54,6 +55,7 @@ class TorchEngine(Engine):
             sharded_variables(distribution),
             sharded_operations(),
             sharded_batches(distribution),
+            filled_prompts(distribution),
             files_written_once(devices.process_id(), dist.barrier),
         ):
             yield

@@ -9,6 +9,7 @@ from keras.src.backend.torch import core, nn
 from keras.src.backend.torch import numpy as keras_numpy
 from keras.src.backend.torch import random as keras_random
 from keras.src.backend.torch.core import convert_to_tensor
+from keras.src.metrics import metrics_utils
 from keras.src.optimizers import base_optimizer
 from keras.src.random.seed_generator import draw_seed
 from torch.distributed.tensor import DTensor
@@ -29,7 +30,8 @@ _NEXT_STREAM = 0x9E3779B97F4A7C15  # far from the counters of seeds, which go up
 
 _cross_entropy, _argmax = nn.sparse_categorical_crossentropy, keras_numpy.argmax
 _take, _einsum, _slice_update = keras_numpy.take, keras_numpy.einsum, core.slice_update
-_dropout = keras_random.dropout
+_dropout, _min, _max = keras_random.dropout, keras_numpy.min, keras_numpy.max
+_update_confusion_matrix = metrics_utils.update_confusion_matrix_variables
 
 
 @contextlib.contextmanager
@@ -37,7 +39,8 @@ def sharded_operations() -> Iterator[None]:
     """Have Keras compute some operations on DTensors by what each process has of them."""
     with (
         patched(nn, sparse_categorical_crossentropy=sparse_categorical_crossentropy),
-        patched(keras_numpy, argmax=argmax, take=take, einsum=einsum),
+        patched(keras_numpy, argmax=argmax, take=take, einsum=einsum, min=lowest, max=highest),
+        patched(metrics_utils, update_confusion_matrix_variables=update_confusion_matrix),
         patched(core, slice_update=slice_update),
         patched(keras_random, dropout=dropout),
         patched(base_optimizer, global_norm=global_norm),
@@ -45,7 +48,7 @@ def sharded_operations() -> Iterator[None]:
         yield
 
 
-# Each of these is Keras's function of the same name.
+# Each of these is Keras's function of the same name, or of the one that it says.
 
 
 def sparse_categorical_crossentropy(target, output, from_logits=False, axis=-1):
@@ -77,6 +80,31 @@ def einsum(subscripts, *operands, **kwargs):
     """Return a product, of what each process has if that is enough."""
     result = split_einsum(subscripts, *map(convert_to_tensor, operands))
     return _einsum(subscripts, *operands, **kwargs) if result is None else result
+
+
+def lowest(x, axis=None, keepdims=False, initial=None):
+    """Return the minimum, `keras.ops.min`, over all devices: it may decide what each does."""
+    return _known(_min(x, axis, keepdims, initial))
+
+
+def highest(x, axis=None, keepdims=False, initial=None):
+    """Return the maximum, `keras.ops.max`, over all devices."""
+    return _known(_max(x, axis, keepdims, initial))
+
+
+def _known(tensor):
+    return summed(tensor) if isinstance(tensor, DTensor) else tensor
+
+
+def update_confusion_matrix(variables, y_true, y_pred, *args, sample_weight=None, **kwargs):
+    """Count hits by threshold (area under a curve, precision, recall), of whole outputs."""
+    y_true, y_pred, sample_weight = (
+        part if part is None else whole(convert_to_tensor(part))
+        for part in (y_true, y_pred, sample_weight)
+    )
+    return _update_confusion_matrix(
+        variables, y_true, y_pred, *args, sample_weight=sample_weight, **kwargs
+    )
 
 
 def slice_update(inputs, start_indices, updates):

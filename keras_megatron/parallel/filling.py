@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from keras_megatron.patching import patched
+from keras_megatron.tasks.causal_lm import MegatronBertCausalLM
 from keras_megatron.tasks.samples import as_columns
 from keras_megatron.tasks.task import MegatronBertTask
 
@@ -24,6 +25,32 @@ def filled_batches(distribution) -> Iterator[None]:
         patched(keras.Model, predict_on_batch=_filled(keras.Model.predict_on_batch, multiple)),
     ):
         yield
+
+
+@contextlib.contextmanager
+def filled_prompts(distribution) -> Iterator[None]:
+    """Have `generate` take any number of prompts."""
+    multiple = distribution.axis_size(distribution.batch_dim_name)
+    generate = _generating(MegatronBertCausalLM.generate, multiple)
+    with patched(MegatronBertCausalLM, generate=generate):
+        yield
+
+
+def _generating(generate: Callable, multiple: int) -> Callable:
+    @functools.wraps(generate)
+    def filled(self, inputs, *args, **kwargs):
+        if isinstance(inputs, str):
+            return filled(self, [inputs], *args, **kwargs)[0]
+        rows = _rows(inputs)
+        missing = -rows % multiple
+        if not missing or (isinstance(inputs, Mapping) and np.ndim(inputs["token_ids"]) < 2):
+            return generate(self, inputs, *args, **kwargs)
+        outputs = generate(self, _with_last_repeated(inputs, missing), *args, **kwargs)
+        if isinstance(outputs, Mapping):
+            return {name: output[:rows] for name, output in outputs.items()}
+        return outputs[:rows]
+
+    return filled
 
 
 def _filled(method: Callable, multiple: int) -> Callable:
