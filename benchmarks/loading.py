@@ -105,6 +105,8 @@ def loading(layers: int) -> None:
         work += "\nsum(p.sum().item() for p in model.parameters())  # read what was only mapped"
         theirs = "from transformers import MegatronBertForMaskedLM"
         row("transformers from_pretrained, read", measure(theirs, work, "torch"))
+        work += "\n[p.data.t().contiguous() for p in model.parameters()]"  # in Keras's layout
+        row("the same, in Keras's layout", measure(theirs, work, "torch"))
 
 
 def tokenizing(repeats: int = 9) -> None:

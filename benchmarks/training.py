@@ -32,7 +32,7 @@ def main():
     options = parse_options()
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        works = write_batches(options.data, folder)
+        works = write_batches(options.data, folder, sentences=options.sentences)
         make(WORKER, options.layers, folder)
         with started(WORKER, FORMS, folder, options.threads, options.only) as forms:
             panels = {}
@@ -44,7 +44,8 @@ def main():
                     able, [name, "step"], options.rounds, tokens, warm=[name, "loss"]
                 )
                 show(title, panels[title])
-    name = f"training_{options.layers}_layers_{options.threads}_cpu_threads"
+    of = "" if options.sentences == SENTENCES else f"_{options.sentences}_sentences"
+    name = f"training_{options.layers}_layers{of}_{options.threads}_cpu_threads"
     write_and_plot(panels, options.output, name)
 
 
@@ -87,6 +88,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=8, help="of the 345M shape")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--sentences", type=int, default=SENTENCES, help="a batch")
     parser.add_argument("--only", nargs="+", choices=FORMS)
     parser.add_argument("--works", nargs="+", choices=["fixed", "sentences", "masked"])
     return parser.parse_args()
