@@ -71,6 +71,8 @@ class StreamedSamples:
         stream, steps = prepared(data, self.prepare_batch)
         if arguments.get(steps_name) is None and steps is not None:
             arguments[steps_name] = steps
+        if steps_name == "steps_per_epoch" and not isinstance(stream, keras.utils.PyDataset):
+            arguments.setdefault("shuffle", False)  # they are taken as they come
         return stream
 
     def _batches_of_fit(self, x, y, arguments: dict) -> tuple:
@@ -80,8 +82,15 @@ class StreamedSamples:
         if not raw:
             return x, y
         arguments.pop("sample_weight", None)
-        batch_size = arguments.pop("batch_size", None) or 32
-        return self.batches(x, y, sample_weight, batch_size, arguments.get("shuffle", True)), None
+        batch_size, shuffle = (
+            arguments.pop("batch_size", None) or 32,
+            arguments.get("shuffle", True),
+        )
+        batches = self.batches(x, y, sample_weight, batch_size, shuffle)
+        arguments["shuffle"] = False  # it is done, anew in each epoch: they lie one behind another
+        if arguments.get("steps_per_epoch") is None:
+            arguments["steps_per_epoch"] = len(batches)
+        return batches.repeat(arguments.get("epochs", 1)), None
 
 
 def is_stream(data) -> bool:

@@ -90,6 +90,24 @@ def test_lists_may_be_validated_with_a_stream():
     assert history["val_loss"][0] == pytest.approx(after["loss"], rel=1e-4)
 
 
+@pytest.mark.skipif(keras.backend.backend() == "jax", reason="JAX traces the loss that looks on")
+def test_lists_are_shuffled_anew_in_each_epoch_beside_a_stream():
+    case, seen = CASE["NextSentencePredictor"], []
+
+    def loss(y_true, y_pred):
+        seen.extend(int(label) for label in np.ravel(y_true))
+        return y_pred[:, 0] * 0.0
+
+    task = case.make()
+    task.compile(optimizer="sgd", loss=loss, metrics=None, run_eagerly=True)
+    x = tuple(list(column) * 4 for column in case.x)
+    options = {"validation_data": Pairwise(case), "batch_size": 4, "epochs": 2, "verbose": 0}
+    task.fit(x, [0, 1] * 8, **options)
+    trained = seen[-40:]  # sixteen and four an epoch
+    assert sorted(trained[:16]) == sorted(trained[20:36]) == [0] * 8 + [1] * 8
+    assert trained[:16] != trained[20:36]
+
+
 def test_names_of_classes_have_weights_in_a_stream():
     case = CASE["TextClassifier"]
     weighted = model_of("TextClassifier")
