@@ -128,7 +128,8 @@ class PretrainSettings:
         """Read a TOML file with these names; paths in it are relative to its folder.
 
         Raises:
-            ValueError: it cannot be read, a name is not one of these, or a value is out of range.
+            ValueError: it cannot be read, a name is not one of these, a value is out of range, or
+                there is a shape beside a preset.
         """
         path = pathlib.Path(path)
         try:
@@ -147,6 +148,10 @@ class PretrainSettings:
             if isinstance(values.get(name), str):
                 values[name] = str(path.parent / values[name])
         preset = values.get("preset")
+        if preset is not None and (given := [name for name in SHAPE if name in values]):
+            raise ValueError(
+                f"{path} has {', '.join(given)} beside a preset, whose shape it is: leave them out"
+            )
         if isinstance(preset, str) and (path.parent / preset).is_dir():
             values["preset"] = str(path.parent / values["preset"])
         return cls(**values)

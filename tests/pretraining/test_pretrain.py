@@ -240,6 +240,10 @@ def test_settings_are_read_from_toml(tmp_path):
         ("steps = 1\n", "lacks tokens"),
         ('tokens = "a"\nsteps = 1\nlr = 1\n', "unknown settings lr: known are tokens, steps"),
         ("tokens =", "cannot read the settings in"),
+        (
+            'tokens = "a"\nsteps = 1\npreset = "b"\nnum_layers = 2\nhidden_dim = 8\n',
+            "has num_layers, hidden_dim beside a preset, whose shape it is: leave them out",
+        ),
     ):
         path.write_text(text)
         with pytest.raises(ValueError, match=message):
