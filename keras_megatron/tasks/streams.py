@@ -1,6 +1,6 @@
 """Samples that arrive in batches: of a `keras.utils.PyDataset`, a generator or PyTorch's loader."""
 
-import types
+import functools
 from collections.abc import Callable, Iterator
 
 import keras
@@ -51,24 +51,25 @@ class StreamedSamples:
         """Return logits; see `RawSamples.predict`. Batches that come ready are not packed."""
         if not is_stream(x):
             return super().predict(x, *args, **kwargs)
-        x = self._ready(x, kwargs, "steps")
+        x = self._ready(x, kwargs, "steps", needs_labels=False)
         with quiet():
             return keras.Model.predict(self, x, *args, **kwargs)
 
-    def prepare_batch(self, x, y=None, sample_weight=None) -> tuple:
+    def prepare_batch(self, x, y=None, sample_weight=None, needs_labels=True) -> tuple:
         """Return a batch of raw samples, or of ids, as the model is trained on it.
 
         Raises:
             ValueError: as of `fit`.
         """
         x, y, sample_weight = by_position((x, y, sample_weight))
-        _, y = self._check_data(x, y, sample_weight, needs_labels=False)
+        _, y = self._check_data(x, y, sample_weight, needs_labels)
         made = self.preprocess_samples(x, y, sample_weight)
         return made if isinstance(made, tuple) else (made,)
 
-    def _ready(self, data, arguments: dict, steps_name: str):
+    def _ready(self, data, arguments: dict, steps_name: str, needs_labels: bool = True):
         """Return a stream of prepared batches; where it must be said, set how many there are."""
-        stream, steps = prepared(data, self.prepare_batch)
+        prepare = functools.partial(self.prepare_batch, needs_labels=needs_labels)
+        stream, steps = prepared(data, prepare)
         if arguments.get(steps_name) is None and steps is not None:
             arguments[steps_name] = steps
         if steps_name == "steps_per_epoch" and not isinstance(stream, keras.utils.PyDataset):
@@ -94,8 +95,8 @@ class StreamedSamples:
 
 
 def is_stream(data) -> bool:
-    """Say whether data is a PyDataset, a generator or PyTorch's DataLoader."""
-    return isinstance(data, keras.utils.PyDataset | types.GeneratorType) or _is_loader(data)
+    """Say whether data is a PyDataset, an iterator or PyTorch's DataLoader."""
+    return isinstance(data, keras.utils.PyDataset | Iterator) or _is_loader(data)
 
 
 def prepared(data, prepare_batch: Callable) -> tuple:

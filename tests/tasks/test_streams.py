@@ -140,6 +140,11 @@ def test_what_is_wrong_in_a_batch_is_said():
     task = model_of("TextClassifier")
     with pytest.raises(ValueError, match="none of the class names bad, good"):
         task.fit(((["a text"], ["ugly"]) for _ in range(2)), verbose=0)
+    for unlabelled in (task.fit, task.evaluate):
+        with pytest.raises(ValueError, match="learns from labels: give y, a label for each"):
+            unlabelled(((["a text"],) for _ in range(2)), verbose=0)
+    with pytest.raises(ValueError, match=r"give a list of texts .*, not a text"):
+        task.predict(iter(["a text"]), verbose=0)
     ids = {name: np.asarray(array) for name, array in task.preprocessor(["a"]).items()}
     ids["token_ids"] = ids["token_ids"] + 1000
     with pytest.raises(ValueError, match="token_ids must be from 0 to 39"):
