@@ -86,6 +86,21 @@ def _fits_int32(array: np.ndarray) -> bool:
     return not array.size or limits.min <= int(array.min()) <= int(array.max()) <= limits.max
 
 
+def without_overflow(labels):
+    """Return integers that int32 does not hold as float32: backends would make others of them.
+
+    Args:
+        labels: a list or an array, or what else is returned as it is.
+    """
+    if not isinstance(labels, list | np.ndarray):
+        return labels
+    try:
+        array = np.asarray(labels)
+    except ValueError:  # rows of several lengths
+        return labels
+    return labels if array.dtype.kind not in "iu" or _fits_int32(array) else array.astype("float32")
+
+
 def class_numbers(
     labels: Sequence,
     class_names: Sequence[str] | None,
@@ -235,8 +250,9 @@ def labels_that_count(labels, sample_weight=None):
         array = np.array(None)
     if array.dtype.kind not in "biuf":
         raise ValueError("labels (y) of ids must be numbers, or rows of as many numbers")
-    if isinstance(labels, list) or (array.dtype.kind != "f" and not _fits_int32(array)):
+    if isinstance(labels, list):
         array = array.astype("int32" if _fits_int32(array) else "float32")
+    array = without_overflow(array)
     if sample_weight is not None:
         weight = keras.ops.convert_to_numpy(sample_weight)
         if weight.shape == array.shape[: weight.ndim]:

@@ -5,7 +5,7 @@ import numpy as np
 
 from keras_megatron.tasks import packed_rows
 from keras_megatron.tasks.class_weights import class_weights
-from keras_megatron.tasks.labels import labels_that_count
+from keras_megatron.tasks.labels import labels_that_count, without_overflow
 from keras_megatron.tasks.packed_training import pack_batches
 from keras_megatron.tasks.preprocessor import MegatronBertPreprocessor
 from keras_megatron.tasks.quiet import quiet
@@ -166,7 +166,9 @@ class RawSamples:
             if y is not None:
                 self.check_labels(y)
             check_lengths(as_columns(x), y, sample_weight)
-        elif y is not None and ids:
+        elif y is not None and not ids:
+            y = without_overflow(y)
+        elif ids and y is not None:
             y = labels_that_count(y, sample_weight)
             if isinstance(y, np.ndarray | Mapping):
                 self.check_label_arrays(y, x)

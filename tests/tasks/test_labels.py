@@ -122,3 +122,20 @@ def test_a_loss_of_your_own_takes_other_labels():
     x = {"token_ids": ids, "segment_ids": 0 * ids, "padding_mask": ids}
     logits = model.predict(x, verbose=0)
     assert model.evaluate(x, logits - 2, verbose=0)[0] == pytest.approx(4, rel=1e-4)
+
+
+@pytest.mark.backend_independent
+def test_numbers_beyond_int32_stay_what_they_are():
+    """They would wrap around: 2**32 + 1 to class 1, 3e9 to a negative target of a regression."""
+    for labels in ([2**32 + 1, 0, 1, 0], np.array([2**32 + 1, 0, 1, 0])):
+        with pytest.raises(ValueError, match="labels must be integers from 0 to 1, but label 0"):
+            model_of("TextClassifier").evaluate(TEXTS, labels, verbose=0)
+        ids = arrays_of("TextClassifier")[0]
+        with pytest.raises(ValueError, match="labels must be integers from 0 to 1, but label 0"):
+            model_of("TextClassifier").evaluate(ids, labels, verbose=0)
+    regression = MegatronBertTextClassifier(small_backbone(), num_classes=1, preprocessor=None)
+    regression.compile(loss="mae", run_eagerly=True)
+    ids = {name: np.asarray(array) for name, array in ids.items()}
+    for target in ([3_000_000_000] * 4, np.array([3_000_000_000] * 4)):
+        loss = regression.evaluate(ids, target, verbose=0)
+        assert float(np.ravel(loss)[0]) == pytest.approx(3e9, rel=1e-3)
