@@ -3,7 +3,7 @@
 import math
 import os
 import pathlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 
 from keras_megatron.backbone import MegatronBertBackbone
 from keras_megatron.checkpoints.assign import assign_weights
@@ -14,7 +14,7 @@ from keras_megatron.checkpoints.megatron import (
     read_megatron,
 )
 from keras_megatron.checkpoints.sources import open_checkpoint
-from keras_megatron.checkpoints.staging import reserve_space, staged_folder
+from keras_megatron.checkpoints.staging import hdf5_size, reserve_space, staged_folder
 from keras_megatron.checkpoints.vocabulary_rows import choose_tokenizer, cut_padding
 from keras_megatron.checkpoints.weight_names import weights
 from keras_megatron.layers.common import weights_follow
@@ -27,7 +27,6 @@ from keras_megatron.tokenizer import MegatronBertTokenizer
 
 _BINARY_HEAD = "cls.seq_relationship.weight"
 _CLASSIFIER_BIAS = "classifier.bias"
-_HDF5_OVERHEAD = 8192  # bytes for each array
 
 
 def convert_checkpoint(
@@ -129,17 +128,12 @@ def read_model(
     tokenizer = choose_tokenizer(vocabulary, rows, checkpoint.tensor_size)
     checkpoint = cut_padding(checkpoint, tokenizer.vocabulary_size())
     if preset is not None:
-        _reserve(preset, checkpoint.weights.values())
+        sizes = [4 * math.prod(array.shape) for array in checkpoint.weights.values()]
+        reserve_space(preset, hdf5_size(sizes))
     for note in checkpoint.notes:
         report(f"  {note}", flush=True)
     report(f"Filling {len(checkpoint.weights)} weights", flush=True)
     return _build(checkpoint, tokenizer)
-
-
-def _reserve(folder: pathlib.Path, arrays: Collection) -> None:
-    """See that there is room for arrays in HDF5, which take a few percent more than they are."""
-    numbers = sum(math.prod(array.shape) for array in arrays)
-    reserve_space(folder, 4 * numbers + _HDF5_OVERHEAD * len(arrays))
 
 
 def _silent(*_, **__) -> None:

@@ -7,7 +7,7 @@ import pathlib
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 try:
     import fcntl
@@ -15,6 +15,7 @@ except ImportError:  # Windows: there, what a killed process leaves stays
     fcntl = None
 
 _LOCK = "keras_megatron.lock"
+_HDF5_OVERHEAD = 8192  # bytes for each array
 
 
 @contextlib.contextmanager
@@ -194,6 +195,11 @@ def reserve_space(folder: pathlib.Path, size: int) -> None:
         ) from error
     finally:
         ballast.unlink(missing_ok=True)
+
+
+def hdf5_size(sizes: Collection[int]) -> int:
+    """Return how many bytes arrays of so many bytes take in an HDF5 file, rather too many."""
+    return sum(sizes) + _HDF5_OVERHEAD * len(sizes)
 
 
 def reason(error: OSError) -> str:

@@ -9,13 +9,12 @@ from keras_hub.src.utils.preset_utils import TASK_WEIGHTS_FILE, KerasPresetSaver
 from keras_hub.src.utils.tensor_utils import get_tensor_size_in_bits
 
 from keras_megatron.backbone import MegatronBertBackbone
-from keras_megatron.checkpoints.staging import reserve_space, updated_folder
+from keras_megatron.checkpoints.staging import hdf5_size, reserve_space, updated_folder
 from keras_megatron.processes import is_first
 from keras_megatron.tasks.task import MegatronBertTask
 
 # In one file, or in several of which another one tells.
 _BACKBONE_WEIGHTS = ("model.weights.json", "model*.weights.h5")
-_HDF5_OVERHEAD = 8192  # bytes for each array
 
 
 class MegatronBertPresetSaver(KerasPresetSaver):
@@ -50,15 +49,10 @@ class MegatronBertPresetSaver(KerasPresetSaver):
     def _save(self, save: Callable, model: keras.Model, max_shard_size, outdated: Iterable[str]):
         with updated_folder(self.preset_dir, outdated) as folder:
             if is_first():
-                reserve_space(folder, preset_size(model))
+                weights = {id(weight): weight for weight in model.weights}.values()
+                sizes = [get_tensor_size_in_bits(w.shape, w.dtype) // 8 for w in weights]
+                reserve_space(folder, hdf5_size(sizes))
             save(KerasPresetSaver(str(folder)), model, max_shard_size)
-
-
-def preset_size(model: keras.Model) -> int:
-    """Return about how many bytes a model's weights take in HDF5, rather too many."""
-    weights = {id(weight): weight for weight in model.weights}.values()
-    bits = sum(get_tensor_size_in_bits(weight.shape, weight.dtype) for weight in weights)
-    return bits // 8 + _HDF5_OVERHEAD * len(weights)
 
 
 def install_saver() -> None:

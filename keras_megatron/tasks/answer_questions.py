@@ -5,6 +5,7 @@ import numbers
 import numpy as np
 
 from keras_megatron.tasks.context_windows import Windows
+from keras_megatron.tasks.samples import check_positive
 
 NO_ANSWER = (0, 0)  # its characters
 
@@ -38,8 +39,7 @@ def _check(task, questions, contexts, top_k, null_threshold, batch_size) -> None
     if preprocessor is None:
         raise ValueError("answer needs a preprocessor, but this model was made with none")
     for name, value in (("top_k", top_k), ("batch_size", batch_size)):
-        if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name} must be an integer of at least 1, not {value!r}")
+        check_positive(name, value)
     if not isinstance(null_threshold, numbers.Real) or np.isnan(null_threshold):
         raise ValueError(f"null_threshold must be a number, not {null_threshold!r}")
     for name, texts in (("questions", questions), ("contexts", contexts)):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from keras_megatron.tasks.samples import as_columns, by_position, check_lengths
+from keras_megatron.tasks.samples import as_columns, by_position, check_lengths, check_positive
 
 
 def sample_logits(task, x, batch_size: int, **options) -> np.ndarray:
@@ -24,8 +24,7 @@ def sample_logits(task, x, batch_size: int, **options) -> np.ndarray:
     preprocessor = task.preprocessor
     if preprocessor is None:
         raise ValueError("raw samples need a preprocessor, but this model was made with none")
-    if not isinstance(batch_size, int | np.integer) or batch_size < 1:
-        raise ValueError(f"batch_size must be an integer of at least 1, not {batch_size!r}")
+    check_positive("batch_size", batch_size)
     columns = as_columns(by_position(x))
     for column in columns:
         if not isinstance(column, list | np.ndarray):

@@ -45,8 +45,6 @@ class RawSamples:
         `class_weight` may be names of classes.
         """
         batch_size = positive("batch_size", batch_size)
-        if kwargs.get("class_weight"):
-            kwargs["class_weight"] = class_weights(self, kwargs["class_weight"])
         x, y, sample_weight = by_position((x, y, sample_weight))
         validation_data = by_position(validation_data)
         # Ids are checked here too: KerasHub takes an error in `preprocess_samples` for a hint to
@@ -166,12 +164,12 @@ class RawSamples:
             if y is not None:
                 self.check_labels(y)
             check_lengths(as_columns(x), y, sample_weight)
-        elif y is not None and not ids:
-            y = without_overflow(y)
         elif ids and y is not None:
             y = labels_that_count(y, sample_weight)
             if isinstance(y, np.ndarray | Mapping):
                 self.check_label_arrays(y, x)
+        else:
+            y = without_overflow(y)
         return raw, y
 
     def _is_raw(self, x) -> bool:

@@ -36,13 +36,22 @@ def positive(name: str, value) -> int | None:
     """Return a number of samples or steps, which may be None.
 
     Raises:
-        ValueError: it is no integer of at least 1.
+        ValueError: as of `check_positive`.
     """
     if value is None:
         return None
+    check_positive(name, value)
+    return int(value)
+
+
+def check_positive(name: str, value) -> None:
+    """Refuse what is no integer of at least 1.
+
+    Raises:
+        ValueError: as said.
+    """
     if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name} must be an integer of at least 1, not {value!r}")
-    return int(value)
 
 
 def first_samples(x, count: int):

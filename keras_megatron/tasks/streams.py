@@ -8,7 +8,7 @@ import numpy as np
 
 from keras_megatron.tasks.class_weights import class_weights
 from keras_megatron.tasks.quiet import quiet
-from keras_megatron.tasks.samples import by_position
+from keras_megatron.tasks.samples import by_position, positive
 
 _LOADER = "torch.utils.data.dataloader"  # looked for by name: PyTorch may not be installed
 
@@ -23,11 +23,11 @@ class StreamedSamples:
 
     def fit(self, x=None, y=None, *args, validation_data=None, **kwargs):
         """Train; see `RawSamples.fit`."""
-        if not is_stream(x) and not is_stream(validation_data):
-            return super().fit(x, y, *args, validation_data=validation_data, **kwargs)
         if kwargs.get("class_weight"):
             kwargs["class_weight"] = class_weights(self, kwargs["class_weight"])
-        batch_size = kwargs.get("batch_size")
+        if not is_stream(x) and not is_stream(validation_data):
+            return super().fit(x, y, *args, validation_data=validation_data, **kwargs)
+        batch_size = positive("batch_size", kwargs.get("batch_size"))
         if is_stream(validation_data):
             validation_data = self._ready(validation_data, kwargs, "validation_steps")
         else:

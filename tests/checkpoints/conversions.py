@@ -171,4 +171,5 @@ def small_files(folder, size, unprepared=False):
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
     if unprepared:
-        sys.modules["keras_megatron.checkpoints.convert"].reserve_space = lambda folder, size: None
+        for name in ("checkpoints.convert", "presets.saver"):
+            sys.modules[f"keras_megatron.{name}"].reserve_space = lambda folder, size: None
