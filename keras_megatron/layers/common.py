@@ -74,8 +74,10 @@ class _Normal(keras.initializers.RandomNormal):
         known = _zeros.get()
         if known is None:
             return super().__call__(shape, dtype)
-        if keras.config.backend() == "torch" or keras.distribution.distribution():
-            return keras.ops.zeros(shape, dtype)  # PyTorch's take no memory until written to
+        if keras.distribution.distribution():
+            return keras.ops.zeros(shape, dtype)
+        if keras.config.backend() == "torch":
+            return keras.ops.empty(shape, dtype)  # takes no memory until written to
         key = tuple(shape), str(dtype)
         if key not in known:  # variables share one: they are replaced, not written to
             known[key] = keras.ops.zeros(shape, dtype)

@@ -20,6 +20,7 @@ from keras_hub.src.utils.preset_utils import (
 
 from keras_megatron.checkpoints.padded_vocabulary import check_rows, padded_variables
 from keras_megatron.layers.common import weights_follow
+from keras_megatron.presets.mapped_weights import mapped_weights
 from keras_megatron.tasks.labels import check_class_count
 from keras_megatron.tasks.preprocessor import MegatronBertPreprocessor
 from keras_megatron.tasks.task import MegatronBertTask
@@ -99,7 +100,8 @@ class MegatronBertKerasLoader(KerasPresetLoader):
     def _reading(self) -> Iterator[None]:
         """Name the preset where a file of it is damaged."""
         try:
-            yield
+            with mapped_weights():
+                yield
         except OSError as error:
             raise ValueError(f"cannot read the preset {self.preset}: {error}") from error
 
@@ -159,7 +161,8 @@ class MegatronBertKerasLoader(KerasPresetLoader):
         own = {"backbone": task.backbone, "preprocessor": None, "compile": False}
         accepted = inspect.signature(cls).parameters
         rest = {name: value for name, value in config.items() if name in accepted}
-        stored = cls(**{**rest, **own})
+        with weights_follow(True):
+            stored = cls(**{**rest, **own})
         stored.load_task_weights(get_file(self.preset, TASK_WEIGHTS_FILE))
         for variable in stored.weights:
             if variable.path in heads:

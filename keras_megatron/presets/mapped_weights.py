@@ -1,0 +1,66 @@
+"""Keras's reading of weights files, without what takes longer than the reading itself."""
+
+import contextlib
+import functools
+from collections.abc import Iterator
+
+import h5py
+import keras
+import numpy as np
+from keras.src.saving import saving_lib
+
+from keras_megatron.checkpoints.mapped_files import BFLOAT16
+from keras_megatron.patching import patched
+
+_SMALLEST = 1 << 16  # bytes; smaller arrays are read
+_ALIGNMENT = 64  # bytes, at which XLA's CPU client uses memory of others
+
+
+@contextlib.contextmanager
+def mapped_weights() -> Iterator[None]:
+    """Have Keras map large arrays of weights files into memory while this is active.
+
+    HDF5 reads an array into new memory, which is then copied into the variable's: getting that
+    memory takes longer than the copy. Arrays that are not mapped are read as ever: those within a
+    `.keras` archive, compressed ones, and those of another byte order.
+    """
+    read = saving_lib.H5IOStore.__getitem__
+
+    def __getitem__(store, key):
+        view = None if store.archive else _view(store, key)
+        return read(store, key) if view is None else _for_backend(view)
+
+    # Keras 3.15 stores what attributes a class has under another name than it looks for, and makes
+    # a layer for each layer of a model to find out.
+    attributes = functools.cache(saving_lib.get_attr_skipset)
+    with (
+        patched(saving_lib.H5IOStore, __getitem__=__getitem__),
+        patched(saving_lib, get_attr_skipset=attributes),
+    ):
+        yield
+
+
+def _view(store: saving_lib.H5IOStore, key: str) -> np.ndarray | None:
+    """Return a view of a large array in its file; writes to it would stay in memory."""
+    dataset: h5py.Dataset = saving_lib.safe_get_h5_dataset(store._h5_entry_group, key)
+    offset = dataset.id.get_offset()  # None unless its numbers lie in one piece
+    if offset is None or dataset.nbytes < _SMALLEST or not dataset.dtype.isnative:
+        return None
+    dtype = BFLOAT16 if dataset.attrs.get("dtype") == "bfloat16" else dataset.dtype
+    return np.memmap(dataset.file.filename, dtype, "c", offset, dataset.shape)
+
+
+def _for_backend(view: np.ndarray):
+    """Return what Keras takes, and copies once.
+
+    JAX would keep an array that is aligned by chance, even if told not to (0.10.2), and with it the
+    file. For PyTorch Keras copies any array before it is copied into the variable.
+    """
+    backend = keras.config.backend()
+    if backend == "jax" and view.ctypes.data % _ALIGNMENT == 0:
+        return np.array(view)
+    if backend == "torch" and view.dtype != BFLOAT16:
+        import torch
+
+        return torch.from_numpy(view)
+    return view
