@@ -16,8 +16,8 @@ class DenseAdamW(_KerasAdamW):
     - TensorFlow gives the gradient of a table of embeddings by rows, one for each time that an id
       occurs, and Keras takes the global norm before they are added up: it clips too much. Here the
       norm is that of the gradient of each variable.
-    - On PyTorch on a CPU Keras goes over all weights a dozen times a step; with the table of
-      embeddings that takes longer than the model. Here PyTorch's fused kernel goes once.
+    - On PyTorch Keras goes over all weights a dozen times a step; with the table of embeddings
+      that takes longer than the model. Here PyTorch's fused kernel goes once.
     """
 
     def _get_current_learning_rate(self):
@@ -30,17 +30,23 @@ class DenseAdamW(_KerasAdamW):
             import tensorflow as tf
 
             grads = [None if grad is None else tf.convert_to_tensor(grad) for grad in grads]
-        if keras.backend.backend() == "torch" and self.global_clipnorm:
-            from keras_megatron.finetuning import torch_adamw
+        return grads if self._fuses() else super()._clip_gradients(grads)
 
-            if torch_adamw.can_fuse(self, self._trainable_variables):
-                return torch_adamw.clip(grads, self.global_clipnorm)
-        return super()._clip_gradients(grads)
+    def _apply_weight_decay(self, variables):
+        if not self._fuses():
+            super()._apply_weight_decay(variables)
 
     def _backend_update_step(self, grads, trainable_variables, learning_rate):
-        if keras.backend.backend() == "torch":
-            from keras_megatron.finetuning import torch_adamw
+        if not self._fuses():
+            return super()._backend_update_step(grads, trainable_variables, learning_rate)
+        from keras_megatron.finetuning import torch_adamw
 
-            if torch_adamw.can_fuse(self, trainable_variables):
-                return torch_adamw.update(self, grads, trainable_variables, learning_rate)
-        return super()._backend_update_step(grads, trainable_variables, learning_rate)
+        return torch_adamw.update(self, grads, trainable_variables, learning_rate)
+
+    def _fuses(self) -> bool:
+        """Say whether PyTorch's kernel does clipping, decay and update at once."""
+        if keras.backend.backend() != "torch" or self.clipnorm or self.clipvalue:
+            return False
+        from keras_megatron.finetuning import torch_adamw
+
+        return torch_adamw.can_fuse(self)

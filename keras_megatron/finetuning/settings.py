@@ -4,6 +4,8 @@ import dataclasses
 
 from keras_megatron.finetuning.recipe import RECIPES, Recipe
 
+_HALVES = ("float16", "bfloat16")
+
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneSettings:
@@ -64,6 +66,11 @@ class FinetuneSettings:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name} must be at least {least}, not {value}")
+        if self.dtype in _HALVES:
+            raise ValueError(
+                f"dtype {self.dtype!r} rounds updates away: use 'mixed_{self.dtype}', which keeps "
+                "weights in float32"
+            )
         if self.seed >= 2**32:
             raise ValueError(f"seed must be less than 2**32, not {self.seed}")
         return dataclasses.replace(self, **numbers)

@@ -7,23 +7,21 @@ from collections.abc import Callable, Iterator, Mapping
 import keras
 import numpy as np
 
+from keras_megatron.parallel.batches import cut
 from keras_megatron.patching import patched
 from keras_megatron.tasks.causal_lm import MegatronBertCausalLM
 from keras_megatron.tasks.samples import as_columns
-from keras_megatron.tasks.task import MegatronBertTask
 
 
 @contextlib.contextmanager
 def filled_batches(distribution) -> Iterator[None]:
-    """Have `predict`, and what tasks answer, take numbers of rows that the devices do not divide.
+    """Have `predict_on_batch` take numbers of rows that the devices do not divide.
 
     Training and evaluation refuse them: a row that is repeated would count twice.
     """
     multiple = distribution.axis_size(distribution.batch_dim_name)
-    with (
-        patched(MegatronBertTask, predict=_filled(MegatronBertTask.predict, multiple)),
-        patched(keras.Model, predict_on_batch=_filled(keras.Model.predict_on_batch, multiple)),
-    ):
+    filled = _filled(keras.Model.predict_on_batch, multiple)
+    with patched(keras.Model, predict_on_batch=filled):
         yield
 
 
@@ -61,11 +59,7 @@ def _filled(method: Callable, multiple: int) -> Callable:
         if not missing:
             return method(self, x, *args, **kwargs)
         outputs = method(self, _with_last_repeated(x, missing), *args, **kwargs)
-        if any(len(output) != rows + missing for output in keras.tree.flatten(outputs)):
-            raise ValueError(
-                f"{rows} samples make more rows than samples: give a multiple of {multiple}"
-            )
-        return keras.tree.map_structure(lambda output: output[:rows], outputs)
+        return cut(outputs, rows)
 
     return filled
 

@@ -93,6 +93,10 @@ class MegatronBertCausalLM(MegatronBertTask, keras_hub.models.CausalLM):
         config = super().get_compile_config()
         return {**config, "sampler": keras_hub.samplers.serialize(self.sampler)} if config else {}
 
+    def label_limits(self, inputs: Mapping) -> tuple:
+        """Return the least and the greatest token."""
+        return 0, self.backbone.vocabulary_size - 1
+
     def check_label_arrays(self, y: np.ndarray, inputs: Mapping) -> None:
         """Refuse labels that are not a token of the vocabulary for each position.
 

@@ -15,8 +15,13 @@ def class_weights(task, weights: Mapping) -> dict[int, float]:
         weights: by number or name.
 
     Raises:
-        ValueError: a key is no class.
+        ValueError: a key is no class, or the task has no class a sample.
     """
+    if not task.has_classes():
+        raise ValueError(
+            "class_weight is for labels that are one class a sample: give sample_weight instead, a "
+            "weight for each label"
+        )
     if not isinstance(weights, Mapping):
         raise ValueError(f"class_weight must be a dict of a weight a class, not {weights!r}")
     names = getattr(getattr(task, "preprocessor", None), "class_names", None)

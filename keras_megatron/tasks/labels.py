@@ -1,8 +1,7 @@
 """Class labels as users hold them (integers, names, probabilities), and what is made of them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
-import keras
 import numpy as np
 
 _MOST_SHOWN = 10  # class names in an error
@@ -75,30 +74,15 @@ def label_array(labels, class_names: Sequence[str] | None = None) -> np.ndarray:
         array = np.array(None)
     if array.dtype.kind not in "biuf":
         raise ValueError("labels (y) must be integers, names, or rows of the same length")
-    return array.astype("int32" if array.ndim < 2 and _fits_int32(array) else "float32")
+    return array.astype("int32" if array.ndim < 2 and fits_int32(array) else "float32")
 
 
-def _fits_int32(array: np.ndarray) -> bool:
+def fits_int32(array: np.ndarray) -> bool:
     """Say whether an array is of integers that int32 holds: others would become other ones."""
     if array.dtype.kind == "f":
         return False
     limits = np.iinfo("int32")
     return not array.size or limits.min <= int(array.min()) <= int(array.max()) <= limits.max
-
-
-def without_overflow(labels):
-    """Return integers that int32 does not hold as float32: backends would make others of them.
-
-    Args:
-        labels: a list or an array, or what else is returned as it is.
-    """
-    if not isinstance(labels, list | np.ndarray):
-        return labels
-    try:
-        array = np.asarray(labels)
-    except ValueError:  # rows of several lengths
-        return labels
-    return labels if array.dtype.kind not in "iu" or _fits_int32(array) else array.astype("float32")
 
 
 def class_numbers(
@@ -222,39 +206,3 @@ def check_rows(labels: np.ndarray, num_classes: int) -> None:
     if bad.any():
         index = int(np.flatnonzero(bad)[0])
         raise ValueError(f"labels in rows must be from 0 to 1, but row {index} is {labels[index]}")
-
-
-def labels_that_count(labels, sample_weight=None):
-    """Return labels beside ids, with 0 for those of weight 0.
-
-    What has no weight counts for nothing, but some backends refuse it or make NaN of it if it is
-    out of range.
-
-    Args:
-        labels: a list or an array of numbers, or a dict of these. What else there is, such as
-            tensors on a device, is returned as it is.
-        sample_weight: None, or weights of the labels' shape, or of its first axes; a dict of these
-            if `labels` is one.
-
-    Raises:
-        ValueError: labels are not numbers.
-    """
-    if isinstance(labels, Mapping):
-        weights = sample_weight if isinstance(sample_weight, Mapping) else {}
-        return {name: labels_that_count(y, weights.get(name)) for name, y in labels.items()}
-    if not isinstance(labels, list | np.ndarray):
-        return labels
-    try:
-        array = np.array(labels)
-    except ValueError:
-        array = np.array(None)
-    if array.dtype.kind not in "biuf":
-        raise ValueError("labels (y) of ids must be numbers, or rows of as many numbers")
-    if isinstance(labels, list):
-        array = array.astype("int32" if _fits_int32(array) else "float32")
-    array = without_overflow(array)
-    if sample_weight is not None:
-        weight = keras.ops.convert_to_numpy(sample_weight)
-        if weight.shape == array.shape[: weight.ndim]:
-            array[weight == 0] = 0
-    return array

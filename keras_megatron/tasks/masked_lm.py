@@ -90,6 +90,10 @@ class MegatronBertMaskedLM(MegatronBertTask, keras_hub.models.MaskedLM):
         """Return the accuracy of the masked positions."""
         return {"weighted_metrics": [keras.metrics.SparseCategoricalAccuracy()]}
 
+    def label_limits(self, inputs: Mapping) -> tuple:
+        """Return the least and the greatest token."""
+        return 0, self.backbone.vocabulary_size - 1
+
     def check_label_arrays(self, y: np.ndarray, inputs: Mapping) -> None:
         """Refuse labels that are not a token of the vocabulary for each masked position.
 

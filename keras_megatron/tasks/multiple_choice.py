@@ -115,6 +115,14 @@ class MegatronBertMultipleChoice(MegatronBertTask, keras_hub.models.Task):
         """Return the accuracy."""
         return {"metrics": [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]}
 
+    def has_classes(self) -> bool:
+        """Return True: labels are choices."""
+        return True
+
+    def label_limits(self, inputs: Mapping) -> tuple:
+        """Return the least and the greatest choice."""
+        return 0, np.shape(inputs["token_ids"])[1] - 1
+
     def check_label_arrays(self, y: np.ndarray, inputs: Mapping) -> None:
         """Refuse labels that are none of their row's choices.
 

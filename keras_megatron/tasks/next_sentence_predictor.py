@@ -1,3 +1,5 @@
+from collections.abc import Mapping
+
 import keras
 import keras_hub
 import numpy as np
@@ -85,6 +87,14 @@ class MegatronBertNextSentencePredictor(MegatronBertTask, keras_hub.models.Task)
             ValueError: as said.
         """
         check_class_labels(y, 2)
+
+    def has_classes(self) -> bool:
+        """Return True: labels say whether the second text follows."""
+        return True
+
+    def label_limits(self, inputs: Mapping) -> tuple:
+        """Return the two labels."""
+        return 0, 1
 
     def check_label_arrays(self, y: np.ndarray, inputs=None) -> None:
         """Do what `check_labels` does."""

@@ -147,6 +147,10 @@ class MegatronBertPretrainer(MegatronBertTask, keras_hub.models.Task):
             )
         check_class_labels(y, 2)
 
+    def label_limits(self, inputs: Mapping) -> dict:
+        """Return the least and the greatest token, and the two labels of the order."""
+        return {"mlm": (0, self.backbone.vocabulary_size - 1), "nsp": (0, 1)}
+
     def check_label_arrays(self, y: np.ndarray | Mapping, inputs: Mapping) -> None:
         """Refuse labels that are no tokens, or neither 0 nor 1 for the order.
 

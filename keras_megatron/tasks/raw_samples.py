@@ -5,7 +5,7 @@ import numpy as np
 
 from keras_megatron.tasks import packed_rows
 from keras_megatron.tasks.class_weights import class_weights
-from keras_megatron.tasks.labels import labels_that_count, without_overflow
+from keras_megatron.tasks.id_labels import labels_that_count, without_overflow
 from keras_megatron.tasks.packed_training import pack_batches
 from keras_megatron.tasks.preprocessor import MegatronBertPreprocessor
 from keras_megatron.tasks.quiet import quiet
@@ -142,7 +142,8 @@ class RawSamples:
         """Check samples, or ids, with their labels.
 
         Returns:
-            Whether `x` is raw samples; and the labels, those of ids with 0 where the weight is 0.
+            Whether `x` is raw samples; and the labels, those of ids with 0 where the weight is 0
+            and the head has no output for the label.
 
         Raises:
             ValueError: an id or a label has no place in the model, labels are missing or needless,
@@ -165,9 +166,10 @@ class RawSamples:
                 self.check_labels(y)
             check_lengths(as_columns(x), y, sample_weight)
         elif ids and y is not None:
-            y = labels_that_count(y, sample_weight)
-            if isinstance(y, np.ndarray | Mapping):
-                self.check_label_arrays(y, x)
+            usable = labels_that_count(y, sample_weight)
+            if isinstance(usable, np.ndarray | Mapping):
+                self.check_label_arrays(usable, x)
+            y = labels_that_count(y, sample_weight, self.label_limits(x))
         else:
             y = without_overflow(y)
         return raw, y
@@ -203,6 +205,21 @@ class RawSamples:
                 f"the preprocessor makes {length} tokens but the model has {limit} positions: set "
                 f"preprocessor.sequence_length = {limit}"
             )
+
+    def has_classes(self) -> bool:
+        """Say whether labels are one class a sample, so that classes may have weights; a hook."""
+        return False
+
+    def label_limits(self, inputs: Mapping):
+        """Return the least and the greatest label beside ids; a hook.
+
+        Args:
+            inputs: the ids, by name.
+
+        Returns:
+            Two numbers, or a dict of two numbers by the names of the outputs.
+        """
+        return 0, np.inf
 
     def check_labels(self, y) -> None:
         """Refuse labels of raw samples that the head has no output for; a hook.

@@ -1,3 +1,5 @@
+from collections.abc import Mapping
+
 import keras
 import keras_hub
 import numpy as np
@@ -139,6 +141,16 @@ class MegatronBertTextClassifier(MegatronBertTask, keras_hub.models.TextClassifi
         """
         check_class_count(self.preprocessor, self.num_classes)
         self.check_label_arrays(label_array(y, getattr(self.preprocessor, "class_names", None)))
+
+    def has_classes(self) -> bool:
+        """Say whether labels are one class a sample."""
+        return self.num_classes > 1 and not self.multi_label
+
+    def label_limits(self, inputs: Mapping) -> tuple:
+        """Return the least and the greatest label."""
+        if self.num_classes == 1:
+            return -np.inf, np.inf
+        return 0, 1 if self.multi_label else self.num_classes - 1
 
     def check_label_arrays(self, y: np.ndarray, inputs=None) -> None:
         """Do what `check_labels` does with numbers."""

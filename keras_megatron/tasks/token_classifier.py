@@ -116,6 +116,10 @@ class MegatronBertTokenClassifier(MegatronBertTask, keras_hub.models.Task):
             for label in labels:
                 check_tag(label, self.num_classes, index)
 
+    def label_limits(self, inputs: Mapping) -> tuple:
+        """Return the least and the greatest class."""
+        return 0, self.num_classes - 1
+
     def check_label_arrays(self, y: np.ndarray, inputs: Mapping) -> None:
         """Refuse labels of pieces that are no class of this model.
 

@@ -10,6 +10,7 @@ import torch
 from models import as_numpy, small_backbone
 
 from keras_megatron import MegatronBertMaskedLM, MegatronBertTextClassifier
+from keras_megatron.finetuning import FinetuneSettings
 from keras_megatron.finetuning.optimizer import DenseAdamW
 from keras_megatron.finetuning.recipe import RECIPES, LinearWarmupDecay, Recipe, adamw
 
@@ -204,16 +205,21 @@ def test_the_global_norm_is_that_of_all_gradients():
 
 
 @pytest.mark.parametrize("accumulated", [None, 2])
-@pytest.mark.parametrize("clip", [None, 0.1])
+@pytest.mark.parametrize("clip", [None, 0.1, 1e3])
 def test_steps_are_those_of_keras(accumulated, clip):
     """`DenseAdamW` has a step of its own on PyTorch."""
 
-    def trained(optimizer_class, clip=clip):
+    def trained(optimizer_class, clip=clip, decay=0.3):
         keras.utils.set_random_seed(0)
         model = keras.Sequential([keras.layers.Input((8,)), keras.layers.Dense(4)])
         optimizer = optimizer_class(
-            1e-2, epsilon=1e-8, global_clipnorm=clip, gradient_accumulation_steps=accumulated
+            1e-2,
+            weight_decay=decay,
+            epsilon=1e-8,
+            global_clipnorm=clip,
+            gradient_accumulation_steps=accumulated,
         )
+        optimizer.exclude_from_weight_decay(var_names=["bias"])
         model.compile(optimizer, "mse")
         rng = np.random.default_rng(0)
         x, y = rng.normal(size=(32, 8)), rng.normal(size=(32, 4))
@@ -222,4 +228,24 @@ def test_steps_are_those_of_keras(accumulated, clip):
 
     ours = trained(DenseAdamW)
     np.testing.assert_allclose(ours, trained(keras.optimizers.AdamW), atol=2e-6)
-    assert np.abs(ours - trained(DenseAdamW, clip=1e-7)).max() > 1e-5  # negative control
+    assert np.abs(ours - trained(DenseAdamW, clip=1e-7)).max() > 1e-5  # negative controls
+    assert np.abs(ours - trained(DenseAdamW, decay=0.0)).max() > 1e-4
+
+
+def test_gradients_that_are_given_stay_what_they_are():
+    variable = keras.Variable(np.ones(3, "float32"))
+    optimizer = DenseAdamW(1e-2, global_clipnorm=0.1)
+    gradient = keras.ops.convert_to_tensor(np.full(3, 7.0, "float32"))
+    optimizer.apply([gradient], [variable])
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(gradient), 7.0)
+    assert not np.any(variable.numpy() == 1.0)
+
+
+@pytest.mark.backend_independent
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_weights_of_half_precision_are_not_trained(dtype):
+    settings = FinetuneSettings(
+        task="text-classification", preset="p", train="a.tsv", dev="b.tsv", dtype=dtype
+    )
+    with pytest.raises(ValueError, match=f"dtype '{dtype}' .* use 'mixed_{dtype}'"):
+        settings.resolved()

@@ -12,14 +12,17 @@ from keras.src.backend.jax.trainer import _distribute_data
 from sharded_models import (
     BATCH,
     TASKS,
+    TEXTS,
     batch,
     build,
     compile_,
     continuations,
     data,
     multi_label_scores,
+    tokenizer,
 )
 
+import keras_megatron
 from keras_megatron import parallel
 
 MESHES = ((1, 4), (2, 2), (1, 8), (2, 4))
@@ -170,11 +173,34 @@ def any_number_of_rows() -> dict:
         found = {
             "logits": model.logits({name: array[:1] for name, array in rows.items()}),
             "predict": model.predict(ids, batch_size=4, verbose=0),
+            "odd steps": model.predict(rows, batch_size=3, verbose=0),
+            "some steps": model.predict(rows, batch_size=1, steps=2, verbose=0),
+            "a dataset": model.predict(_batches(rows, 3), verbose=0),
         }
-    return {
+        on_mesh = windows()
+    rows = {
         name: [len(part), float(np.abs(part - whole[: len(part)]).max())]
         for name, part in found.items()
     }
+    pairs = zip(on_mesh, windows(), strict=True)
+    differences = [float(np.abs(np.array(a) - np.array(b)).max()) for a, b in pairs]
+    return {**rows, "windows": [len(on_mesh[0]), max(differences)]}
+
+
+def _batches(rows: dict, size: int):
+    import tensorflow as tf
+
+    return tf.data.Dataset.from_tensor_slices(rows).batch(size)
+
+
+def windows() -> list[list]:
+    """Predict questions whose contexts make an odd number of windows, in steps of several sizes."""
+    preprocessor = keras_megatron.MegatronBertQuestionAnsweringPreprocessor(
+        tokenizer(), sequence_length=24, stride=4
+    )
+    model = build("QuestionAnswering", preprocessor=preprocessor, num_heads=8, num_layers=1)
+    x = (["what was it"] * 3, [" ".join(TEXTS[:3]), TEXTS[3], " ".join(TEXTS[4:6])])
+    return [model.predict(x, batch_size=size, verbose=0).tolist() for size in (1, 5, 32)]
 
 
 def answers() -> dict:

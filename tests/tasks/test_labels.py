@@ -1,5 +1,6 @@
 """Labels that are missing or out of range are refused before anything runs, in each task."""
 
+import dataclasses
 import functools
 
 import keras
@@ -113,6 +114,23 @@ def test_labels_without_weight_are_not_looked_at():
         assert loss == pytest.approx(expected, rel=1e-5)
         with pytest.raises(ValueError, match=f"is {nothing}"):
             model.evaluate(x, labels, verbose=0)
+
+
+@pytest.mark.parametrize("num_classes", [1, 3])
+def test_metrics_count_labels_without_weight(num_classes):
+    """They are of raw texts and of ids the same: a metric may have no weights."""
+    case = BY_NAME["TextClassifier"]
+    arguments = {"num_classes": num_classes}
+    model = dataclasses.replace(case, arguments=arguments, preprocessor={}).make()
+    model.compile(run_eagerly=True)
+    y, weight = np.array([2, 1, 0, 2]), np.array([0.0, 0.0, 0.0, 1.0])
+    ids = model.preprocessor(case.x)
+    expected = model.evaluate(case.x, y, sample_weight=weight, verbose=0)
+    found = model.evaluate(ids, y, sample_weight=weight, verbose=0)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    zeros = model.evaluate(ids, y * (weight > 0), sample_weight=weight, verbose=0)
+    assert zeros[0] == pytest.approx(expected[0], rel=1e-5)
+    assert abs(zeros[1] - expected[1]) > 0.01  # negative control
 
 
 def test_a_loss_of_your_own_takes_other_labels():

@@ -1,5 +1,6 @@
 """What `fit` makes of the samples it is given: their order, and Series that have an index."""
 
+import dataclasses
 import warnings
 
 import keras
@@ -146,6 +147,22 @@ def test_classes_have_weights_by_name():
     ):
         with pytest.raises(ValueError, match=message):
             task.fit(case.x, case.y, class_weight=weights, verbose=0)
+
+
+@pytest.mark.backend_independent
+@pytest.mark.parametrize(("name", "arguments", "y"), [
+    ("TokenClassifier", {}, None),
+    ("MaskedLM", {}, None),
+    ("TextClassifier", {"num_classes": 1}, [0.5, 1.0, 2.0, 0.0]),
+    ("TextClassifier", {"num_classes": 2, "multi_label": True}, [[0, 1]] * 4),
+])  # fmt: skip
+def test_labels_that_are_no_class_a_sample_have_no_class_weight(name, arguments, y):
+    case = CASE[name]
+    preprocessor = case.preprocessor if y is None else {}
+    arguments = {**case.arguments, **arguments}
+    case = dataclasses.replace(case, arguments=arguments, preprocessor=preprocessor)
+    with pytest.raises(ValueError, match="class_weight is for labels that are one class a sample"):
+        case.make().fit(case.x, case.y if y is None else y, class_weight={0: 1.0}, verbose=0)
 
 
 def test_predict_stops_after_so_many_steps():

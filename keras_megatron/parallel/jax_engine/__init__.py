@@ -11,7 +11,7 @@ from keras_megatron.parallel.filling import filled_batches, filled_prompts
 from keras_megatron.parallel.jax_engine import processes
 from keras_megatron.parallel.jax_engine.arrays import global_arrays
 from keras_megatron.parallel.jax_engine.sequence import summed_before_split
-from keras_megatron.parallel.jax_engine.steps import same_batches
+from keras_megatron.parallel.jax_engine.steps import any_batches, same_batches
 from keras_megatron.parallel.saving import files_written_once
 
 
@@ -41,6 +41,7 @@ class JaxEngine(Engine):
                 write = files_written_once(jax.process_index(), processes.barrier)
                 stack.enter_context(write)
             stack.enter_context(summed_before_split(distribution))
+            stack.enter_context(any_batches(distribution))
             stack.enter_context(filled_batches(distribution))
             stack.enter_context(filled_prompts(distribution))
             yield

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 
 import jax
 import keras
+import numpy as np
 from keras.src.backend.jax import trainer
 from keras.src.backend.jax.trainer import JAXTrainer
 
+from keras_megatron.parallel.batches import filled_up
 from keras_megatron.parallel.jax_engine.processes import have_same
 from keras_megatron.parallel.same_data import other_batch
 from keras_megatron.patching import patched
@@ -25,6 +27,45 @@ def same_batches() -> Iterator[None]:
         patched(JAXTrainer, predict_step=predict_step, predict_on_batch=predict_on_batch),
     ):
         yield
+
+
+@contextlib.contextmanager
+def any_batches(distribution) -> Iterator[None]:
+    """Have `predict` take steps of numbers of samples that the devices do not divide."""
+    multiple = distribution.axis_size(distribution.batch_dim_name)
+    distribute, predict = trainer._distribute_data, JAXTrainer.predict
+    samples = None  # while predicting, how many there are in each step
+
+    def distribute_filled(data, layouts=None):
+        if samples is not None:
+            data, own = filled_up(data, multiple)
+            samples.append(own)
+        return distribute(data, layouts)
+
+    @functools.wraps(predict)
+    def predict_any(self, *args, **kwargs):
+        nonlocal samples
+        samples = []
+        try:
+            outputs = predict(self, *args, **kwargs)
+            own = _own_rows(samples, multiple)
+        finally:
+            samples = None
+        # Batches are taken ahead of `steps`: there may be fewer outputs.
+        return keras.tree.map_structure(lambda rows: rows[own[own < len(rows)]], outputs)
+
+    with (
+        patched(trainer, _distribute_data=distribute_filled),
+        patched(JAXTrainer, predict=predict_any),
+    ):
+        yield
+
+
+def _own_rows(samples: list[int], multiple: int) -> np.ndarray:
+    """Return the places of samples among those of steps that were filled up."""
+    starts = np.cumsum([0, *(own + -own % multiple for own in samples)])
+    rows = [start + np.arange(own) for start, own in zip(starts, samples, strict=False)]
+    return np.concatenate([np.arange(0), *rows])
 
 
 # Each of these is Keras's function of the same name.
