@@ -20,31 +20,37 @@ class DenseAdamW(_KerasAdamW):
       that takes longer than the model. Here PyTorch's fused kernel goes once.
     """
 
+    _is_fused = False  # whether the step at hand is one call of PyTorch's kernel
+
     def _get_current_learning_rate(self):
         if isinstance(self._learning_rate, keras.optimizers.schedules.LearningRateSchedule):
             return self._learning_rate(self.iterations)
         return super()._get_current_learning_rate()
+
+    def _backend_apply_gradients(self, grads, trainable_variables):
+        self._is_fused = self._can_fuse()
+        super()._backend_apply_gradients(grads, trainable_variables)
 
     def _clip_gradients(self, grads):
         if keras.backend.backend() == "tensorflow":
             import tensorflow as tf
 
             grads = [None if grad is None else tf.convert_to_tensor(grad) for grad in grads]
-        return grads if self._fuses() else super()._clip_gradients(grads)
+        return grads if self._is_fused else super()._clip_gradients(grads)
 
     def _apply_weight_decay(self, variables):
-        if not self._fuses():
+        if not self._is_fused:
             super()._apply_weight_decay(variables)
 
     def _backend_update_step(self, grads, trainable_variables, learning_rate):
-        if not self._fuses():
+        if not self._is_fused:
             return super()._backend_update_step(grads, trainable_variables, learning_rate)
         from keras_megatron.finetuning import torch_adamw
 
         return torch_adamw.update(self, grads, trainable_variables, learning_rate)
 
-    def _fuses(self) -> bool:
-        """Say whether PyTorch's kernel does clipping, decay and update at once."""
+    def _can_fuse(self) -> bool:
+        """Say whether PyTorch's kernel can do clipping, decay and update at once."""
         if keras.backend.backend() != "torch" or self.clipnorm or self.clipvalue:
             return False
         from keras_megatron.finetuning import torch_adamw

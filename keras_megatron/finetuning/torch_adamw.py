@@ -30,11 +30,11 @@ def update(optimizer, grads, variables, learning_rate) -> None:
         rows.append((variable.value, grad, *(moment[index].value for moment in moments)))
     for wanted in set(decays):
         chosen = [row for row, is_decayed in zip(rows, decays, strict=True) if is_decayed == wanted]
-        steps = [torch.tensor(float(done), device=row[0].device) for row in chosen]
+        steps = torch.full((len(chosen),), float(done), device=chosen[0][0].device).unbind()
         adamw(
             *map(list, zip(*chosen, strict=True)),
             [],
-            steps,
+            list(steps),
             fused=True,
             grad_scale=scale,
             amsgrad=False,

@@ -196,10 +196,10 @@ def _batches(rows: dict, size: int):
 def windows() -> list[list]:
     """Predict questions whose contexts make an odd number of windows, in steps of several sizes."""
     preprocessor = keras_megatron.MegatronBertQuestionAnsweringPreprocessor(
-        tokenizer(), sequence_length=24, stride=4
+        tokenizer(), sequence_length=24, doc_stride=4
     )
     model = build("QuestionAnswering", preprocessor=preprocessor, num_heads=8, num_layers=1)
-    x = (["what was it"] * 3, [" ".join(TEXTS[:3]), TEXTS[3], " ".join(TEXTS[4:6])])
+    x = (["what was it"] * 3, [" ".join(TEXTS[:3]), TEXTS[3], " ".join(TEXTS[4:7])])
     return [model.predict(x, batch_size=size, verbose=0).tolist() for size in (1, 5, 32)]
 
 
@@ -219,12 +219,19 @@ def errors() -> dict:
         for name, call in {
             "outside": lambda: outside.fit(x, y, sample_weight=weight, verbose=0),
             "batch": lambda: compiled("MaskedLM").fit(x, y, batch_size=BATCH + 1, verbose=0),
+            "last batch": lambda: compiled("TextClassifier").fit(
+                *_first(data("TextClassifier")[:2], 11), batch_size=8, verbose=0
+            ),
             "heads": lambda: build("MaskedLM", num_heads=2),
             "vocabulary": lambda: build("MaskedLM", vocabulary_size=57),
         }.items():
             messages[name] = _error(call)
     messages["devices"] = _error(lambda: parallel.model_parallel(model=3).__enter__())
     return messages
+
+
+def _first(arrays, count: int):
+    return keras.tree.map_structure(lambda array: np.asarray(array)[:count], arrays)
 
 
 def _error(call) -> str:

@@ -137,6 +137,7 @@ def test_any_number_of_rows_has_answers():
     [
         ("outside", "embeddings was made outside of this model_parallel"),
         ("batch", "a batch of 5 samples cannot be split over the 2 devices"),
+        ("last batch", "a batch of 3 samples cannot be split over the 2 devices"),
         ("heads", "num_heads=2 cannot be split over the 4 devices of axis 'model'"),
         ("vocabulary", "vocabulary_size=57 cannot be split over the 4 devices"),
         ("devices", "data=1 times model=3 is 3 devices, but there are 8"),

@@ -8,7 +8,7 @@ import jax
 import keras
 import numpy as np
 from keras.src.backend.jax import trainer
-from keras.src.backend.jax.trainer import JAXTrainer
+from keras.src.backend.jax.trainer import JAXEpochIterator, JAXTrainer
 
 from keras_megatron.parallel.batches import filled_up
 from keras_megatron.parallel.jax_engine.processes import have_same
@@ -31,16 +31,22 @@ def same_batches() -> Iterator[None]:
 
 @contextlib.contextmanager
 def any_batches(distribution) -> Iterator[None]:
-    """Have `predict` take steps of numbers of samples that the devices do not divide."""
+    """Have `predict` take steps of numbers of samples that the devices do not divide.
+
+    Training and evaluation refuse them: a sample that is repeated would count twice.
+    """
     multiple = distribution.axis_size(distribution.batch_dim_name)
-    distribute, predict = trainer._distribute_data, JAXTrainer.predict
+    predict = JAXTrainer.predict
     samples = None  # while predicting, how many there are in each step
 
-    def distribute_filled(data, layouts=None):
-        if samples is not None:
-            data, own = filled_up(data, multiple)
-            samples.append(own)
-        return distribute(data, layouts)
+    def distributed(self, distribution):
+        for data in self.data_adapter.get_jax_iterator():
+            if samples is not None:
+                data, own = filled_up(data, multiple)
+                samples.append(own)
+            # With the layouts of the first batch, as Keras does it, a smaller last one is an error
+            # of JAX's that says nothing of batches.
+            yield trainer._distribute_data(data)
 
     @functools.wraps(predict)
     def predict_any(self, *args, **kwargs):
@@ -55,7 +61,7 @@ def any_batches(distribution) -> Iterator[None]:
         return keras.tree.map_structure(lambda rows: rows[own[own < len(rows)]], outputs)
 
     with (
-        patched(trainer, _distribute_data=distribute_filled),
+        patched(JAXEpochIterator, _get_distributed_iterator=distributed),
         patched(JAXTrainer, predict=predict_any),
     ):
         yield
