@@ -11,6 +11,7 @@ from keras_megatron.layers.embeddings import MegatronBertEmbedding
 from keras_megatron.layers.encoder import encode
 from keras_megatron.layers.encoder_call import EncoderCall
 from keras_megatron.layers.kernels import layer_norm
+from keras_megatron.layers.quantized import mend_quantized
 from keras_megatron.layers.token_inputs import ENCODER_INPUTS, INPUTS
 from keras_megatron.layers.transformer_layer import MegatronBertLayer
 
@@ -192,9 +193,7 @@ class MegatronBertBackbone(EncoderCall, keras_hub.models.Backbone):
         self.embeddings = embeddings
         self.token_embedding = embeddings.token_embedding
         self.transformer_layers = transformer_layers
-        if self.token_embedding.quantization_mode == "int4":
-            # Keras quantizes weights only, but forgets that when it loads them again.
-            self.token_embedding.inputs_quantizer = None
+        mend_quantized(self._flatten_layers(include_self=False))
 
     def enable_lora(self, rank: int, target_layer_names: list[str] | None = None) -> None:
         """Freeze the encoder, and train low-rank changes of query and value kernels instead.

@@ -9,12 +9,13 @@ from keras_hub.src.utils.preset_utils import CONFIG_FILE, METADATA_FILE, check_f
 
 from keras_megatron.checkpoints.convert import read_model
 from keras_megatron.checkpoints.export import write_tokenizer, write_transformers
+from keras_megatron.checkpoints.huggingface import keys_left_out
 from keras_megatron.checkpoints.megatron_export import write_megatron
 from keras_megatron.checkpoints.megatron_layout import MegatronLayout
 from keras_megatron.checkpoints.staging import staged_folder
-from keras_megatron.presets.hugging_face import has_tokenizer
+from keras_megatron.presets.hugging_face import has_tokenizer, local_folder
 from keras_megatron.presets.registry import find
-from keras_megatron.presets.stored_task import class_of, is_quantized
+from keras_megatron.presets.stored_task import class_of, is_quantized, stored_dtype
 from keras_megatron.tokenizer import MegatronBertTokenizer
 
 KERAS, TRANSFORMERS, MEGATRON, MEGATRON_CORE = "keras", "transformers", "megatron", "megatron-core"
@@ -66,7 +67,7 @@ def convert(
             `pipeline_parallel`, `virtual_pipeline`, `version` and `transformer_engine`.
 
     Returns:
-        Names in a Megatron checkpoint that the model has no place for.
+        Names in the source that the model has no place for.
 
     Raises:
         ValueError: in one line: the source cannot be read, the format cannot hold the model, an
@@ -95,12 +96,12 @@ def convert(
             model, unused = read_model(source, folder.parent, report, **overrides, preset=preset)
         else:
             report(f"Reading {source}", flush=True)
-            model, unused = _load(os.fspath(source)), []
+            model, unused = _load(os.fspath(source), found)
         report(f"Writing {output}", flush=True)
         write(model, folder)
         if not hasattr(model, "preprocessor") and has_tokenizer(os.fspath(source)):
             _write_tokenizer(os.fspath(source), folder, to, model.max_sequence_length)
-    for name in unused:
+    for name in [*unused, *_not_kept(model, to)]:
         report(f"  not converted: {name}", flush=True)
     return unused
 
@@ -136,7 +137,24 @@ def _write_tokenizer(preset: str, folder: pathlib.Path, to: str, longest: int) -
         tokenizer.save_to_preset(str(folder))
 
 
-def _load(preset: str) -> keras.Model:
+def _load(preset: str, found: str) -> tuple[keras.Model, list[str]]:
+    """Load a preset in its own dtype; also return its keys for which the model has no place."""
     if is_quantized(preset):
         raise ValueError(f"{preset} has quantized weights, which other formats have no place for")
-    return class_of(preset).from_preset(preset)
+    cls = class_of(preset)
+    model = cls.from_preset(preset, dtype=stored_dtype(preset))
+    return model, keys_left_out(local_folder(preset), cls.__name__) if found != KERAS else []
+
+
+def _not_kept(model: keras.Model, to: str) -> list[str]:
+    """Return what of a task Megatron's checkpoints do not say."""
+    if to not in (MEGATRON, MEGATRON_CORE):
+        return []
+    names = getattr(getattr(model, "preprocessor", None), "class_names", None)
+    said = {
+        "multi_label=True: read again, its classes exclude each other": getattr(
+            model, "multi_label", False
+        ),
+        f"class_names: {', '.join(names or ())}": names,
+    }
+    return [what for what, is_there in said.items() if is_there]

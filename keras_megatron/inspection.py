@@ -15,7 +15,7 @@ from keras_hub.src.utils.preset_utils import CONFIG_FILE
 
 from keras_megatron.checkpoints.architectures import ARCHITECTURES, named_architectures
 from keras_megatron.checkpoints.convert import task_of
-from keras_megatron.checkpoints.huggingface import open_weights, read_json
+from keras_megatron.checkpoints.huggingface import keys_left_out, open_weights, read_json
 from keras_megatron.checkpoints.huggingface_config import backbone_config
 from keras_megatron.checkpoints.mapped_files import LazyArray
 from keras_megatron.checkpoints.megatron import MegatronCheckpoint, read_megatron
@@ -193,16 +193,13 @@ def _transformers(folder: pathlib.Path) -> Inspection:
     config, tensors = read_json(folder / CONFIG_FILE), open_weights(folder)
     settings = backbone_config(config)
     cls = class_of(str(folder))
-    taken = ARCHITECTURES[cls.__name__].parts.union(_ENCODER)
-    rows = weights(settings["num_layers"], settings["cross_attention"])
-    known = {row.hugging_face for row in rows if row.part in taken}
     return Inspection(
         f"transformers ({', '.join(sorted(named_architectures(config))) or 'no architecture'})",
         [f"becomes a {cls.__name__}"],
         settings,
         config,
         _grouped(tensors.items()),
-        sorted(tensors.keys() - known),
+        keys_left_out(folder, cls.__name__),
     )
 
 

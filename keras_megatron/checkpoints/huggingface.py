@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import keras
 
 from keras_megatron.checkpoints.architectures import (
+    ARCHITECTURES,
     architecture_of,
     named_architectures,
     promised_parts,
@@ -78,6 +79,21 @@ def load_weights(model: keras.Model, folder: str | os.PathLike) -> list[str]:
     for part in sorted(missing & own.parts if own else missing):
         warnings.warn(f"{folder} has no {_CALLED[part]} random", stacklevel=2)
     return sorted([*unused, *foreign])
+
+
+def keys_left_out(folder: str | os.PathLike, task: str) -> list[str]:
+    """Return the keys of a folder's weights that a class has no place for.
+
+    Args:
+        folder: as of `load_weights`.
+        task: name of the class, of a task or the backbone.
+    """
+    folder = pathlib.Path(folder)
+    settings = backbone_config(read_json(folder / "config.json"))
+    taken = ARCHITECTURES[task].parts.union(("backbone", "pooler"))
+    rows = weights(settings["num_layers"], settings["cross_attention"])
+    known = {row.hugging_face for row in rows if row.part in taken}
+    return sorted(open_weights(folder).keys() - known)
 
 
 def check_folder(folder: str | os.PathLike, arguments: Mapping) -> None:

@@ -39,7 +39,7 @@ class MultiHeadAttention(keras.layers.Layer):
         self.num_layers = num_layers
         self.dropout_rate = dropout
         self.initializer_range = initializer_range
-        self.dropout = keras.layers.Dropout(dropout, dtype=self.dtype_policy, name="dropout")
+        self.dropout = kernels.Dropout(dropout, dtype=self.dtype_policy, name="dropout")
 
     def build(self, hidden_states_shape, attention_mask_shape=None):
         """Build the four projections for inputs of (batch, sequence, hidden)."""

@@ -1,6 +1,7 @@
 import keras
 from keras import ops
 
+from keras_megatron.layers import kernels
 from keras_megatron.layers.common import normal_initializer
 
 
@@ -61,7 +62,7 @@ class MegatronBertEmbedding(keras.layers.Layer):
             dtype=self.dtype_policy,
             name="segment_embedding",
         )
-        self.dropout = keras.layers.Dropout(dropout, dtype=self.dtype_policy, name="dropout")
+        self.dropout = kernels.Dropout(dropout, dtype=self.dtype_policy, name="dropout")
 
     def build(self, token_ids_shape, segment_ids_shape=None, position_ids_shape=None):
         """Build the three tables; the shapes of the ids do not matter to them."""

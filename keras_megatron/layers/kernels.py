@@ -1,10 +1,11 @@
-"""The active backend's fastest way to project, to attend and to normalize."""
+"""The active backend's fastest way to project, to attend, to normalize and to drop out."""
 
 import contextlib
 
 import keras
 
 if keras.config.backend() == "torch":
+    from keras_megatron.layers.torch_dropout import Dropout
     from keras_megatron.layers.torch_kernels import (
         Dense,
         EinsumDense,
@@ -16,8 +17,14 @@ if keras.config.backend() == "torch":
     )
 else:
     Dense, EinsumDense = keras.layers.Dense, keras.layers.EinsumDense
+    Dropout = keras.layers.Dropout
     LayerNormalization = keras.layers.LayerNormalization
-    for _layer in (Dense, EinsumDense, LayerNormalization):  # as PyTorch's own are called in files
+    for _layer in (
+        Dense,
+        Dropout,
+        EinsumDense,
+        LayerNormalization,
+    ):  # as PyTorch's own are called in files
         keras.saving.get_custom_objects()[f"keras_megatron>{_layer.__name__}"] = _layer
 
     def frozen_weights() -> contextlib.AbstractContextManager:
@@ -55,6 +62,7 @@ if keras.config.backend() == "tensorflow":
 
 __all__ = [
     "Dense",
+    "Dropout",
     "EinsumDense",
     "apart",
     "attend",

@@ -81,7 +81,7 @@ class MegatronBertLayer(keras.layers.Layer):
                 dtype=dtype,
                 name=name,
             )
-            drop = keras.layers.Dropout(dropout, dtype=dtype, name=f"{name}_dropout")
+            drop = kernels.Dropout(dropout, dtype=dtype, name=f"{name}_dropout")
             setattr(self, f"{name}_layer_norm", norm)
             setattr(self, name, attention)
             setattr(self, f"{name}_dropout", drop)
@@ -95,9 +95,7 @@ class MegatronBertLayer(keras.layers.Layer):
             dtype=dtype,
             name="feedforward_intermediate_dense",
         )
-        self.feedforward_dropout = keras.layers.Dropout(
-            dropout, dtype=dtype, name="feedforward_dropout"
-        )
+        self.feedforward_dropout = kernels.Dropout(dropout, dtype=dtype, name="feedforward_dropout")
 
     def build(self, hidden_states_shape, attention_mask_shape=None):
         """Build the blocks for inputs of (batch, sequence, hidden)."""

@@ -18,6 +18,7 @@ import rich.progress
 import urllib3
 
 CHUNK = 1 << 16  # bytes
+_LONGEST_WAIT = 120.0  # seconds, however long a server wants
 _FINAL = (  # errors of `requests` that asking again does not mend
     requests.exceptions.SSLError,
     requests.exceptions.ProxyError,
@@ -31,7 +32,13 @@ class DownloadError(ValueError):
 
 
 class _TransientError(DownloadError):
-    """A failure that may be over when asked again."""
+    """A failure that may be over when asked again.
+
+    Attributes:
+        wait: Seconds after which the server wants to be asked again; 0 if it does not say.
+    """
+
+    wait: float = 0.0
 
 
 @dataclasses.dataclass
@@ -53,6 +60,13 @@ class _Record:
     @property
     def validator(self) -> str | None:
         return self.etag or self.last_modified
+
+    def is_valid(self) -> bool:
+        """Say whether all is of its type: somebody may have edited the file."""
+        texts = isinstance(self.url, str) and all(
+            isinstance(text, str | None) for text in (self.etag, self.last_modified)
+        )
+        return texts and isinstance(self.bytes, int | None)
 
     def agrees_with(self, other: "_Record") -> bool:
         """Whether all that is said here is the same there: a continuation may say less."""
@@ -91,7 +105,8 @@ class _Part:
     def recorded(file: pathlib.Path) -> _Record | None:
         """Read a record, if there is one."""
         try:
-            return _Record(**json.loads(file.read_text(encoding="utf-8")))
+            record = _Record(**json.loads(file.read_text(encoding="utf-8")))
+            return record if record.is_valid() else None
         except (FileNotFoundError, ValueError, TypeError):
             return None
 
@@ -159,14 +174,13 @@ def download(
     with contextlib.ExitStack() as stack:
         report = _reporter(path.name, stack)
         for attempt in range(attempts):
-            if attempt:
-                time.sleep(pause * 2 ** (attempt - 1))
             try:
                 _fetch(url, part, timeout, report)
                 break
-            except _TransientError:
+            except _TransientError as error:
                 if attempt == attempts - 1:
                     raise
+                time.sleep(max(pause * 2**attempt, error.wait))
     part.publish()
 
 
@@ -193,7 +207,9 @@ def _fetch(
                 for chunk in answer.iter_content(CHUNK):
                     file.write(chunk)
                     report(advance=len(chunk))
-    except requests.RequestException as error:
+    except DownloadError:
+        raise
+    except (requests.RequestException, ValueError) as error:  # urllib's, of a malformed redirect
         raise _explain(error, part) from error
     if offered.bytes not in (None, part.size):
         raise _TransientError(f"received {part.size} of {offered.bytes} bytes")
@@ -202,12 +218,21 @@ def _fetch(
 def _check_status(answer: requests.Response, part: _Part) -> None:
     status = answer.status_code
     if status in (200, 206):
+        if answer.headers.get("Content-Type", "").startswith("text/html"):
+            raise DownloadError(
+                "the answer is a web page, not the file: does the network ask to log in?"
+            )
         return
     if status == 416:  # the part is longer than the file: it belongs to another one
         part.discard()
     passing = status in (408, 416, 429) or status >= 500
-    error = _TransientError if passing else DownloadError
-    raise error(f"the server answered {status} {answer.reason}")
+    error = (_TransientError if passing else DownloadError)(
+        f"the server answered {status} {answer.reason}"
+    )
+    wait = answer.headers.get("Retry-After", "")  # seconds; a date is left to the pauses
+    if passing and wait.isdecimal():
+        error.wait = min(float(wait), _LONGEST_WAIT)
+    raise error
 
 
 def _check_continues(
@@ -220,7 +245,7 @@ def _check_continues(
         raise _TransientError("the file on the server has changed")
 
 
-def _explain(error: requests.RequestException, part: _Part) -> DownloadError:
+def _explain(error: requests.RequestException | ValueError, part: _Part) -> DownloadError:
     """Turn an error of `requests` into one line."""
     reason = getattr(error.args[0], "reason", None) if error.args else None
     detail = " ".join(str(reason or error).split()).rpartition(": ")[2]

@@ -55,6 +55,7 @@ class MegatronBertKerasLoader(KerasPresetLoader):
     def load_backbone(self, cls: type, load_weights: bool, **kwargs):
         """Build the backbone; `kwargs` go before what the preset says."""
         self._all_follow = load_weights
+        kwargs["dtype"] = self._resolve_dtype(self.config, kwargs)  # quantized ones are kept
         with self._vocabulary(kwargs), self._reading():
             return super().load_backbone(cls, load_weights, **kwargs)
 

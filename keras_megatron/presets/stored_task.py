@@ -73,12 +73,24 @@ def class_of(preset: str) -> type:
 
 def is_quantized(preset: str) -> bool:
     """Say whether a Keras preset's weights are stored in int8 or int4."""
+    return '"mode":' in json.dumps(_stored_policy(preset))  # of a policy, or of some in a map
+
+
+def stored_dtype(preset: str) -> str:
+    """Return the dtype of a preset's weights: `"float32"` unless Keras stored them in 16 bits."""
+    policy = _stored_policy(preset)
+    settings = policy.get("config") if isinstance(policy, dict) else None
+    name = settings.get("name") if isinstance(settings, dict) else policy
+    return name if name in ("float16", "bfloat16") else "float32"
+
+
+def _stored_policy(preset: str):
+    """Return the dtype policy in a Keras preset's configuration, or None."""
     if not check_file_exists(preset, _CONFIG_FILE):
-        return False
-    config = _object(preset, _CONFIG_FILE)
-    if "class_name" not in config:  # Hugging Face's
-        return False
-    return "Quantized" in json.dumps(_serialized(preset, _CONFIG_FILE)[1].get("dtype"))
+        return None
+    if "class_name" not in _object(preset, _CONFIG_FILE):  # Hugging Face's
+        return None
+    return _serialized(preset, _CONFIG_FILE)[1].get("dtype")
 
 
 def _object(preset: str, file: str) -> dict:

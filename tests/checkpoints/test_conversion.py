@@ -1,5 +1,8 @@
 """From each format to each other: the weights stay, bit by bit, or one line says why not."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import release_format
@@ -16,8 +19,15 @@ from checkpoint_helpers import (
     tree,
 )
 
-from keras_megatron import MegatronBertMaskedLM, MegatronBertPretrainer, MegatronBertTokenizer
+from keras_megatron import (
+    MegatronBertBackbone,
+    MegatronBertMaskedLM,
+    MegatronBertPretrainer,
+    MegatronBertTextClassifier,
+    MegatronBertTokenizer,
+)
 from keras_megatron.conversion import FORMATS, convert, source_format
+from keras_megatron.inspection import inspect_checkpoint
 
 FILE = "release/mp_rank_00/model_optim_rng.pt"
 
@@ -181,3 +191,40 @@ def test_there_is_something_already(tmp_path, sources):
         with one_line_error("exists already"):
             convert(source, tmp_path / "out", to, progress=False, **options)
     assert tree(tmp_path) == ["out", "out/file"]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_preset_of_16_bits_keeps_them(tmp_path, sources, dtype):
+    model = MegatronBertPretrainer.from_preset(str(sources["keras"][0]), dtype=dtype)
+    model.save_to_preset(str(tmp_path / "keras"))
+    convert(tmp_path / "keras", tmp_path / "out", "transformers", progress=False)
+    stored = safetensors.numpy.load_file(tmp_path / "out" / "model.safetensors")
+    assert {array.dtype.name for array in stored.values()} == {dtype}
+
+
+def test_what_is_left_out_is_named(tmp_path, sources, capsys):
+    folder = tmp_path / "nameless"
+    shutil.copytree(sources["transformers"][0], folder)
+    config = json.loads((folder / "config.json").read_text())
+    del config["architectures"]  # as of a mere encoder
+    (folder / "config.json").write_text(json.dumps(config))
+    unused = convert(folder, tmp_path / "out")
+    assert unused == inspect_checkpoint(folder).dropped
+    assert "cls.predictions.bias" in unused
+    assert "  not converted: cls.predictions.bias\n" in capsys.readouterr().out
+    assert convert(sources["transformers"][0], tmp_path / "whole", progress=False) == []
+
+
+def test_what_megatron_s_format_does_not_say_is_named(tmp_path, vocabulary, capsys):
+    preprocessor = MegatronBertTextClassifier.preprocessor_cls(
+        MegatronBertTokenizer(str(vocabulary)), sequence_length=24, class_names=["a", "b", "c"]
+    )
+    backbone = MegatronBertBackbone.from_preset("megatron_bert_tiny_uncased", load_weights=False)
+    model = MegatronBertTextClassifier(
+        backbone, num_classes=3, multi_label=True, preprocessor=preprocessor
+    )
+    model.save_to_preset(str(tmp_path / "keras"))
+    convert(tmp_path / "keras", tmp_path / "out", "megatron")
+    said = capsys.readouterr().out
+    assert "not converted: multi_label=True: read again, its classes exclude each other" in said
+    assert "not converted: class_names: a, b, c" in said

@@ -167,7 +167,7 @@ def test_sizes_of_collectives():
     ("work", "message"),
     [
         (workload(1, 3), "num_heads=4 of small cannot be split over the 3 model devices"),
-        (workload(1, 0), "model must be at least 1, not 0"),
+        (workload(1, 0), "model must be from 1 to 2\\*\\*31 - 1, not 0"),
         (workload(64, 64), "a mesh of 64x64 is more than 1024 devices"),
         (workload(3, 1), "a batch of 8 cannot be split over the 3 data devices of mesh 3x1"),
         (workload(1, 1, sequence=17), "17 tokens is longer than the 16 positions of small"),

@@ -13,6 +13,7 @@ class Fault:
     Attributes:
         status: Answer this status and no body.
         location: Redirect to this address.
+        retry_after: With the status, when to ask again.
         cut_after: Break the connection after so many bytes of the body.
         stall_after: Fall silent after so many bytes, until `go_on` is set or the server stops.
         ignore_range: Send the whole file whatever was asked.
@@ -22,6 +23,7 @@ class Fault:
 
     status: int | None = None
     location: str | None = None
+    retry_after: str | None = None
     cut_after: int | None = None
     stall_after: int | None = None
     ignore_range: bool = False
@@ -71,6 +73,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.send_response(fault.status or 302)
             if fault.location:
                 self.send_header("Location", fault.location)
+            if fault.retry_after:
+                self.send_header("Retry-After", fault.retry_after)
             self.send_header("Content-Length", "0")
             self.end_headers()
             return

@@ -3,6 +3,7 @@ import json
 import pathlib
 import random
 import socket
+import time
 
 import pytest
 from http_server import Fault, serving
@@ -177,6 +178,45 @@ def test_server_error_that_stays(server, path):
     with pytest.raises(DownloadError, match="503"):
         download(server.url, path, attempts=3)
     assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize(("said", "waited"), [("7", 7), ("9999", 120), ("soon", 1), ("-3", 1)])
+def test_server_says_when_to_ask_again(server, path, monkeypatch, said, waited):
+    waits = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+    server.faults = [Fault(status=429, retry_after=said)]
+    download(server.url, path, pause=1.0)
+    assert waits == [waited]
+    assert path.read_bytes() == BODY
+
+
+def test_web_page_leaves_the_part(server, path):
+    """As a network answers that asks to log in."""
+    leave_part(server, path, KEPT)
+    file, server.body = server.body, b"<html>welcome</html>"
+    server.headers = {"Content-Type": "text/html; charset=utf-8"}
+    with pytest.raises(DownloadError, match="a web page, not the file"):
+        download(server.url, path)
+    server.body, server.headers = file, {"ETag": '"first"'}
+    download(server.url, path)
+    assert path.read_bytes() == BODY
+    assert server.requests[-1] == ("/", f"bytes={KEPT}-")
+
+
+def test_malformed_redirect(server, path):
+    server.faults = [Fault(location="http://[::1")]
+    with pytest.raises(DownloadError, match="Invalid IPv6 URL"):
+        download(server.url, path)
+
+
+@pytest.mark.parametrize("wrong", [{"etag": 5}, {"url": None}, {"bytes": "many"}])
+def test_edited_record_of_a_part_is_not_used(server, path, wrong):
+    leave_part(server, path, KEPT)
+    record = path.with_name(path.name + ".part.json")
+    record.write_text(json.dumps({**json.loads(record.read_text()), **wrong}))
+    download(server.url, path)
+    assert path.read_bytes() == BODY
+    assert server.requests[-1] == ("/", None)
 
 
 def test_not_found_is_not_retried(server, path):

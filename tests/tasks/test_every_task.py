@@ -116,6 +116,9 @@ def test_quantized_answers_are_near_and_survive_saving(case: Case, mode, toleran
     task.save_to_preset(tmp_path / "preset")
     loaded = case.task.from_preset(str(tmp_path / "preset"))
     np.testing.assert_allclose(case.answers(loaded), expected, atol=1e-5)
+    loaded.save_to_preset(tmp_path / "preset")
+    again = case.task.from_preset(str(tmp_path / "preset"))
+    np.testing.assert_allclose(case.answers(again), expected, atol=1e-5)
 
 
 @trainable_tasks

@@ -41,8 +41,8 @@ class Workload:
             ValueError: as said, with the numbers.
         """
         for name in ("data", "model", "batch", "sequence"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+            if not 1 <= getattr(self, name) < 2**31:
+                raise ValueError(f"{name} must be from 1 to 2**31 - 1, not {getattr(self, name)}")
         if self.data * self.model > MOST_DEVICES:
             raise ValueError(f"a mesh of {self.mesh} is more than {MOST_DEVICES} devices")
         remedies = dict.fromkeys(("num_heads", "intermediate_dim"), "use fewer devices for it")
