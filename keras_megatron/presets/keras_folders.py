@@ -18,6 +18,7 @@ from keras_hub.src.utils.preset_utils import (
     load_json,
 )
 
+from keras_megatron.checkpoints.architectures import ARCHITECTURES
 from keras_megatron.checkpoints.padded_vocabulary import check_rows, padded_variables
 from keras_megatron.layers.common import weights_follow
 from keras_megatron.presets.mapped_weights import mapped_weights
@@ -90,10 +91,12 @@ class MegatronBertKerasLoader(KerasPresetLoader):
         config = load_json(self.preset, TASK_CONFIG_FILE)["config"]
         if "head_activation" in parameters:
             kwargs.setdefault("head_activation", config.get("head_activation", "gelu"))
-        task = super().load_task(cls, load_weights, load_task_weights, **kwargs)
+        is_shared = load_weights and load_task_weights
+        is_shared = is_shared and check_file_exists(self.preset, TASK_WEIGHTS_FILE)
+        with weights_follow(is_shared and _has_heads_of(stored, cls)):
+            task = super().load_task(cls, load_weights, load_task_weights, **kwargs)
         heads = _shared_weights(task)
-        has_heads = check_file_exists(self.preset, TASK_WEIGHTS_FILE)
-        if heads and load_weights and load_task_weights and has_heads:
+        if heads and is_shared:
             self._share_heads(task, heads, stored, config)
         return task, heads
 
@@ -168,6 +171,15 @@ class MegatronBertKerasLoader(KerasPresetLoader):
         for variable in stored.weights:
             if variable.path in heads:
                 heads.pop(variable.path).assign(keras.ops.convert_to_tensor(variable))
+
+
+def _has_heads_of(stored: type, cls: type) -> bool:
+    """Say whether the heads of a class are among those of another, and mean the same in each."""
+    found = [ARCHITECTURES.get(task.__name__) for task in (stored, cls)]
+    if None in found:  # a class of the user's may have weights of its own
+        return False
+    has, needs = (architecture.parts for architecture in found)
+    return needs - {"pooler"} <= has & {part.rstrip("/") for part in _SHARED}
 
 
 def _shared_weights(task: MegatronBertTask) -> dict:

@@ -5,7 +5,11 @@ import numpy as np
 import pytest
 from models import small_backbone
 
-from keras_megatron import MegatronBertMaskedLM, MegatronBertTextClassifier
+from keras_megatron import (
+    MegatronBertMaskedLM,
+    MegatronBertPretrainer,
+    MegatronBertTextClassifier,
+)
 
 
 def small_preset(folder):
@@ -63,3 +67,18 @@ def test_a_model_without_weights_is_random(tmp_path, draws):
     assert draws
     kernels = [weight for weight in model.weights if weight.path.endswith("/kernel")]
     assert min(kernel.numpy().std() for kernel in kernels) > 0.001
+
+
+def test_a_head_of_another_task_is_loaded_without_random_numbers(tmp_path, draws):
+    pretrainer = MegatronBertPretrainer(small_backbone(), preprocessor=None)
+    pretrainer.save_to_preset(str(tmp_path))
+    draws.clear()
+    loaded = MegatronBertMaskedLM.from_preset(str(tmp_path), preprocessor=None)
+    assert not draws
+    assert largest_difference(loaded.mlm_head, pretrainer.mlm_head) == 0
+    MegatronBertMaskedLM(small_backbone()).save_to_preset(str(tmp_path / "masked"))
+    draws.clear()
+    with pytest.warns(UserWarning, match="has no binary_head"):
+        other = MegatronBertPretrainer.from_preset(str(tmp_path / "masked"), preprocessor=None)
+    assert draws  # negative control: the preset lacks one of the two heads
+    assert other.binary_head.kernel.numpy().std() > 0.001
