@@ -16,6 +16,7 @@ def can_fuse(optimizer) -> bool:
     )
 
 
+@torch.compiler.disable  # one call, of numbers that change at each step
 @torch.no_grad()
 def update(optimizer, grads, variables, learning_rate) -> None:
     """Do a step, with weight decay and with gradients clipped to a global norm."""

@@ -178,6 +178,8 @@ def _are_plain(*tensors) -> bool:
 
 
 def _can_use_onednn(x, weights) -> bool:
+    if torch.compiler.is_compiling():  # its compiler takes this product in its own way only
+        return False
     is_known = x.dtype in _ONEDNN_TYPES and x.dtype == weights.dtype
     return _HAS_ONEDNN and x.device.type == "cpu" and is_known and x.numel() > 0
 
