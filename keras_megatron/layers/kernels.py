@@ -19,12 +19,8 @@ else:
     Dense, EinsumDense = keras.layers.Dense, keras.layers.EinsumDense
     Dropout = keras.layers.Dropout
     LayerNormalization = keras.layers.LayerNormalization
-    for _layer in (
-        Dense,
-        Dropout,
-        EinsumDense,
-        LayerNormalization,
-    ):  # as PyTorch's own are called in files
+    # As PyTorch's own are called in files.
+    for _layer in (Dense, Dropout, EinsumDense, LayerNormalization):
         keras.saving.get_custom_objects()[f"keras_megatron>{_layer.__name__}"] = _layer
 
     def frozen_weights() -> contextlib.AbstractContextManager:

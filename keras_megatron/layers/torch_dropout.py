@@ -33,14 +33,17 @@ class Dropout(keras.layers.Dropout):
             or keras.distribution.distribution() is not None
         ):
             return super().call(inputs, training=training)
-        return inputs * _noise(inputs, dropped)
+        scale = _VALUES / (_VALUES - dropped)
+        kept = _kept(inputs, dropped)
+        if inputs.dtype == torch.float32:
+            return inputs * kept.mul_(scale)
+        return inputs * kept * scale  # the scale itself would be rounded to the inputs' type
 
 
 @torch.no_grad()
-def _noise(inputs: torch.Tensor, dropped: int) -> torch.Tensor:
-    """Return 0 for `dropped` of 65,536 elements, what makes up for them for the others."""
+def _kept(inputs: torch.Tensor, dropped: int) -> torch.Tensor:
+    """Return 0 for `dropped` of 65,536 elements, and 1 for the others."""
     count = inputs.numel()
     numbers = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None)
     bits = numbers.view(torch.int16)[:count].view(inputs.shape)
-    kept = (bits >= dropped - _VALUES // 2).to(inputs.dtype)
-    return kept.mul_(_VALUES / (_VALUES - dropped))
+    return (bits >= dropped - _VALUES // 2).to(inputs.dtype)

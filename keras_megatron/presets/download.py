@@ -75,6 +75,8 @@ class _Record:
 
     @classmethod
     def of_answer(cls, url: str, answer: requests.Response) -> "_Record":
+        if answer.headers.get("Content-Encoding", "identity") != "identity":
+            return cls(url)  # compressed although not asked for: its lengths are of other bytes
         etag = answer.headers.get("ETag")
         if etag and etag.startswith("W/"):
             etag = None  # a weak one does not promise equal bytes

@@ -1,4 +1,5 @@
 import functools
+import gzip
 import json
 import pathlib
 import random
@@ -201,6 +202,14 @@ def test_web_page_leaves_the_part(server, path):
     download(server.url, path)
     assert path.read_bytes() == BODY
     assert server.requests[-1] == ("/", f"bytes={KEPT}-")
+
+
+def test_compressed_although_not_asked_for(server, path):
+    file, server.body = server.body, gzip.compress(server.body)
+    server.headers |= {"Content-Encoding": "gzip"}
+    download(server.url, path)
+    assert path.read_bytes() == file
+    assert len(server.requests) == 1
 
 
 def test_malformed_redirect(server, path):
