@@ -26,13 +26,8 @@ from collections.abc import Iterator
 import filelock
 
 from keras_megatron.checkpoints import convert_checkpoint
-from keras_megatron.presets.download import (
-    DownloadError,
-    discard_part,
-    download,
-    is_download,
-    record_file,
-)
+from keras_megatron.presets.download import DownloadError, download
+from keras_megatron.presets.partial_file import discard_part, is_download, record_file
 from keras_megatron.presets.registry import Preset
 from keras_megatron.version import __version__
 

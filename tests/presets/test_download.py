@@ -10,7 +10,8 @@ import pytest
 from http_server import Fault, serving
 
 from keras_megatron.presets import download as download_module
-from keras_megatron.presets.download import CHUNK, DownloadError, record_file
+from keras_megatron.presets.download import CHUNK, DownloadError
+from keras_megatron.presets.partial_file import record_file
 
 pytestmark = pytest.mark.backend_independent
 
