@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import jax
 import keras
 
-from keras_megatron.parallel.engines import Engine
+from keras_megatron.parallel.engine_base import Engine
 from keras_megatron.parallel.filling import filled_batches, filled_prompts
 from keras_megatron.parallel.jax_engine import processes
 from keras_megatron.parallel.jax_engine.arrays import global_arrays

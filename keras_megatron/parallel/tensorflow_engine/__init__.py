@@ -15,7 +15,7 @@ from keras.src.backend.tensorflow import core, distribution_lib, numpy, random
 from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
 from keras.src.optimizers import base_optimizer
 
-from keras_megatron.parallel.engines import Engine
+from keras_megatron.parallel.engine_base import Engine
 from keras_megatron.parallel.tensorflow_engine import operations, steps, tensors
 from keras_megatron.parallel.tensorflow_engine.devices import make_cpu_devices
 from keras_megatron.parallel.tensorflow_engine.environment import environment

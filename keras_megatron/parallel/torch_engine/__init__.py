@@ -10,7 +10,7 @@ from keras.src.distribution import distribution_lib
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.experimental import implicit_replication
 
-from keras_megatron.parallel.engines import Engine
+from keras_megatron.parallel.engine_base import Engine
 from keras_megatron.parallel.filling import filled_prompts
 from keras_megatron.parallel.saving import files_written_once
 from keras_megatron.parallel.torch_engine import devices
