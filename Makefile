@@ -16,8 +16,8 @@ demo: $(VENV)/.installed
 	@$(QUIET) KERAS_BACKEND=$(KERAS_BACKEND) $(BIN)/keras-megatron fill-mask
 
 test: lint
-	KERAS_BACKEND=jax $(PYTEST)
 	KERAS_BACKEND=torch $(PYTEST)
+	KERAS_BACKEND=jax $(PYTEST)
 	KERAS_BACKEND=tensorflow $(PYTEST)
 
 # The 345M shape, once a backend: minutes, and about 8 GB of memory.

@@ -24,7 +24,7 @@ def pytest_collection_modifyitems(config, items):
     dropped = [
         item
         for item in items
-        if (item.get_closest_marker("backend_independent") and BACKEND != "jax")
+        if (item.get_closest_marker("backend_independent") and BACKEND != "torch")
         or (item.get_closest_marker("full_size") and "full_size" not in config.option.markexpr)
     ]
     if dropped:
