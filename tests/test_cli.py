@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 
+import keras
 import pytest
 import release_format
 from transformers import MegatronBertConfig, MegatronBertForPreTraining
