@@ -2,6 +2,7 @@
 
 import json
 
+import keras
 import pytest
 
 from keras_megatron import (
@@ -60,7 +61,7 @@ def test_finetune_takes_its_settings_from_the_options(finetuned, data):
         "lora_rank": 2,
         "dtype": "mixed_bfloat16",
         "columns": None,
-        "backend": "jax",
+        "backend": keras.backend.backend(),
     }
     assert {name: settings[name] for name in expected} == expected
 
