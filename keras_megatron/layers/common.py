@@ -104,14 +104,24 @@ def seed_generators(layer: keras.Layer) -> list[keras.random.SeedGenerator]:
     return [x.seed_generator for x in dropouts if x.rate > 0]
 
 
+_recomputed = ContextVar("recomputed", default=False)
+
+
+def is_recomputed() -> bool:
+    """Say whether what is computed now is computed again in the backward pass."""
+    return _recomputed.get()
+
+
 @contextmanager
 def _replayed(generators: list, seeds: list) -> Iterator[None]:
     """Let each generator answer with a seed that was drawn before."""
     for generator, seed in zip(generators, seeds, strict=True):
         generator.next = lambda ordered=True, seed=seed: seed
+    token = _recomputed.set(True)
     try:
         yield
     finally:
+        _recomputed.reset(token)
         for generator in generators:
             del generator.next
 

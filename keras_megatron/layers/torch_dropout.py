@@ -3,6 +3,8 @@
 import keras
 import torch
 
+from keras_megatron.layers.common import is_recomputed
+
 _VALUES = 2**16  # of the numbers that are drawn
 _MOST_ROUNDED = 1e-3  # of a rate, for which these are enough
 _WORTHWHILE = 2**14  # elements
@@ -29,6 +31,7 @@ class Dropout(keras.layers.Dropout):
             or self.noise_shape is not None
             or not inputs.is_floating_point()
             or dropped == _VALUES
+            or is_recomputed()  # to save memory, of which this leaves a fifth more in pieces
             or abs(dropped / _VALUES - self.rate) > _MOST_ROUNDED * self.rate
             or keras.distribution.distribution() is not None
         ):
