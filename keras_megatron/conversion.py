@@ -9,7 +9,7 @@ from keras_hub.src.utils.preset_utils import CONFIG_FILE, METADATA_FILE, check_f
 
 from keras_megatron.checkpoints.convert import read_model
 from keras_megatron.checkpoints.export import write_tokenizer, write_transformers
-from keras_megatron.checkpoints.huggingface import keys_left_out
+from keras_megatron.checkpoints.huggingface import keys_left_out, open_weights
 from keras_megatron.checkpoints.megatron_export import write_megatron
 from keras_megatron.checkpoints.megatron_layout import MegatronLayout
 from keras_megatron.checkpoints.staging import staged_folder
@@ -143,18 +143,19 @@ def _load(preset: str, found: str) -> tuple[keras.Model, list[str]]:
         raise ValueError(f"{preset} has quantized weights, which other formats have no place for")
     cls = class_of(preset)
     model = cls.from_preset(preset, dtype=stored_dtype(preset))
-    return model, keys_left_out(local_folder(preset), cls.__name__) if found != KERAS else []
+    if found == KERAS:
+        return model, []
+    settings = getattr(model, "backbone", model).get_config()
+    return model, keys_left_out(open_weights(local_folder(preset)), settings, cls.__name__)
 
 
 def _not_kept(model: keras.Model, to: str) -> list[str]:
     """Return what of a task Megatron's checkpoints do not say."""
     if to not in (MEGATRON, MEGATRON_CORE):
         return []
-    names = getattr(getattr(model, "preprocessor", None), "class_names", None)
-    said = {
-        "multi_label=True: read again, its classes exclude each other": getattr(
-            model, "multi_label", False
-        ),
-        f"class_names: {', '.join(names or ())}": names,
-    }
-    return [what for what, is_there in said.items() if is_there]
+    lost = []
+    if getattr(model, "multi_label", False):
+        lost.append("multi_label=True: read again, its classes exclude each other")
+    if names := getattr(getattr(model, "preprocessor", None), "class_names", None):
+        lost.append(f"class_names: {', '.join(names)}")
+    return lost

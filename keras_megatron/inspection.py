@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 from keras_hub.src.utils.preset_utils import CONFIG_FILE
 
-from keras_megatron.checkpoints.architectures import ARCHITECTURES, named_architectures
+from keras_megatron.checkpoints.architectures import named_architectures, parts_of
 from keras_megatron.checkpoints.convert import task_of
 from keras_megatron.checkpoints.huggingface import keys_left_out, open_weights, read_json
 from keras_megatron.checkpoints.huggingface_config import backbone_config
@@ -33,7 +33,6 @@ from keras_megatron.presets.registry import find
 from keras_megatron.presets.stored_task import class_of
 
 _LONGEST_VALUE = 200
-_ENCODER = ("backbone", "pooler")
 # What a Megatron checkpoint has beside what becomes a model.
 _READ = ("args", "checkpoint_version", "iteration")
 
@@ -157,7 +156,7 @@ def _without_padding(checkpoint: MegatronCheckpoint) -> MegatronCheckpoint:
 
 
 def _other_heads(checkpoint: MegatronCheckpoint, task: type) -> list[str]:
-    taken = ARCHITECTURES[task.__name__].parts.union(_ENCODER)
+    taken = parts_of(task.__name__)
     rows = weights(checkpoint.config["num_layers"])
     return [
         row.megatron
@@ -199,7 +198,7 @@ def _transformers(folder: pathlib.Path) -> Inspection:
         settings,
         config,
         _grouped(tensors.items()),
-        keys_left_out(folder, cls.__name__),
+        keys_left_out(tensors, settings, cls.__name__),
     )
 
 

@@ -72,6 +72,11 @@ def named_architectures(config: Mapping) -> set[str]:
     return set(names)
 
 
+def parts_of(task: str) -> frozenset[str]:
+    """Return the parts of the table of weight names that a class has a place for, by its name."""
+    return ARCHITECTURES[task].parts | {"backbone", "pooler"}
+
+
 def promised_parts(config: Mapping) -> set[str]:
     """Return the parts that the weights of a configuration's architectures have.
 

@@ -4,14 +4,14 @@ import json
 import os
 import pathlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import keras
 
 from keras_megatron.checkpoints.architectures import (
-    ARCHITECTURES,
     architecture_of,
     named_architectures,
+    parts_of,
     promised_parts,
 )
 from keras_megatron.checkpoints.assign import HEAD_PREFIXES, assign_weights, check_weights
@@ -81,19 +81,17 @@ def load_weights(model: keras.Model, folder: str | os.PathLike) -> list[str]:
     return sorted([*unused, *foreign])
 
 
-def keys_left_out(folder: str | os.PathLike, task: str) -> list[str]:
+def keys_left_out(keys: Iterable[str], settings: Mapping, task: str) -> list[str]:
     """Return the keys of a folder's weights that a class has no place for.
 
     Args:
-        folder: as of `load_weights`.
+        keys: all of them, as `open_weights` names them.
+        settings: arguments of the backbone.
         task: name of the class, of a task or the backbone.
     """
-    folder = pathlib.Path(folder)
-    settings = backbone_config(read_json(folder / "config.json"))
-    taken = ARCHITECTURES[task].parts.union(("backbone", "pooler"))
+    taken = parts_of(task)
     rows = weights(settings["num_layers"], settings["cross_attention"])
-    known = {row.hugging_face for row in rows if row.part in taken}
-    return sorted(open_weights(folder).keys() - known)
+    return sorted(set(keys) - {row.hugging_face for row in rows if row.part in taken})
 
 
 def check_folder(folder: str | os.PathLike, arguments: Mapping) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import keras
 import numpy as np
 
-from keras_megatron.tasks.labels import fits_int32
+from keras_megatron.tasks.labels import as_array, fits_int32
 
 
 def labels_that_count(labels, sample_weight=None, limits=None):
@@ -34,10 +34,7 @@ def labels_that_count(labels, sample_weight=None, limits=None):
         }
     if not isinstance(labels, list | np.ndarray):
         return labels
-    try:
-        array = np.array(labels)
-    except ValueError:
-        array = np.array(None)
+    array = np.array(as_array(labels))  # a copy: some become 0
     if array.dtype.kind not in "biuf":
         raise ValueError("labels (y) of ids must be numbers, or rows of as many numbers")
     if isinstance(labels, list):
@@ -67,8 +64,5 @@ def without_overflow(labels):
     """
     if not isinstance(labels, list | np.ndarray):
         return labels
-    try:
-        array = np.asarray(labels)
-    except ValueError:  # rows of several lengths
-        return labels
+    array = as_array(labels)
     return labels if array.dtype.kind not in "iu" or fits_int32(array) else array.astype("float32")

@@ -68,13 +68,18 @@ def label_array(labels, class_names: Sequence[str] | None = None) -> np.ndarray:
         labels = labels.tolist()
     if isinstance(labels, list | tuple) and any(isinstance(y, str | bytes) for y in labels):
         return np.array(class_numbers(labels, class_names), "int32")
-    try:
-        array = np.asarray(labels)
-    except ValueError:
-        array = np.array(None)
+    array = as_array(labels)
     if array.dtype.kind not in "biuf":
         raise ValueError("labels (y) must be integers, names, or rows of the same length")
     return array.astype("int32" if array.ndim < 2 and fits_int32(array) else "float32")
+
+
+def as_array(labels) -> np.ndarray:
+    """Return labels as an array, which is of no numbers if they are rows of several lengths."""
+    try:
+        return np.asarray(labels)
+    except ValueError:
+        return np.array(None)
 
 
 def fits_int32(array: np.ndarray) -> bool:
