@@ -25,8 +25,13 @@ FORMS = {
     "transformers": Kind("transformers", "bfloat16", "torch"),
     "transformers, compiled": Kind("transformers_compiled", "bfloat16", "torch"),
     **{name: Kind("keras_megatron", "bfloat16", key) for key, name in BACKENDS.items()},
+    "PyTorch, compiled": Kind("keras_megatron_compiled", "bfloat16", "torch"),
 }
-COMPILED = [name for name in FORMS if name in ("transformers, compiled", "JAX", "TensorFlow")]
+TOGETHER = (  # in the memory while training
+    ("transformers, compiled", "PyTorch, compiled"),
+    ("JAX", "TensorFlow"),
+    ("transformers", "PyTorch"),
+)
 BATCH, LENGTH = 32, 512
 SENTENCES, DOCUMENTS = 128, 32  # texts a batch
 WORKS = ("inference", "training")
@@ -76,16 +81,14 @@ def measure_inference(forms: list, options, counts: dict[str, int]) -> dict[str,
 
 
 def measure_training(options, folder: pathlib.Path, batches: dict) -> dict[str, list[dict]]:
-    """Time steps, with the part of the device's peak that they use.
-
-    Two forms at a time fit into the memory; the compiled ones first, which compile at once.
-    """
+    """Time steps, with the part of the device's peak that they use."""
     from keras_megatron.pretraining.throughput import peak_flops, training_flops
 
     works = {title: work for title, work in batches.items() if work[0] in options.batches}
     panels = {title: [] for title in works}
-    for names in (COMPILED, [name for name in FORMS if name not in COMPILED]):
-        with started(training.WORKER, FORMS, folder, os.cpu_count(), names) as forms:
+    groups = [[name for name in names if name in FORMS] for names in TOGETHER]
+    for able in filter(None, groups):
+        with started(training.WORKER, FORMS, folder, os.cpu_count(), able) as forms:
             for title, (name, tokens, masks) in works.items():
                 question, warm = [name, "step"], [name, "loss"]
                 rows = compare(forms, question, options.rounds, tokens, warm, at_once=True)

@@ -62,13 +62,18 @@ def keras_hub(folder, precision):
     return _padded(lambda inputs: np.asarray(model.predict_on_batch(inputs), "float32"))
 
 
-def keras_megatron(folder, precision):
+def keras_megatron(folder, precision, jit_compile="auto"):
     from keras_megatron import MegatronBertTextClassifier
 
     model = MegatronBertTextClassifier.from_preset(
         str(folder / "preset"), preprocessor=None, dtype=precision
     )
+    model.compile(jit_compile=jit_compile)
     return lambda inputs, batch: model.logits(inputs, batch_size=batch)
+
+
+def keras_megatron_compiled(folder, precision):
+    return keras_megatron(folder, precision, jit_compile=True)
 
 
 def _padded(answer, in_order=None):

@@ -107,7 +107,7 @@ def keras_hub(folder, name, precision="float32"):
     return _functions(model, batch_of(folder, name)[:2])
 
 
-def keras_megatron(folder, name, precision="float32", checkpointing=False):
+def keras_megatron(folder, name, precision="float32", checkpointing=False, jit_compile="auto"):
     import grain
 
     from keras_megatron import MegatronBertMaskedLM, MegatronBertTextClassifier
@@ -119,9 +119,14 @@ def keras_megatron(folder, name, precision="float32", checkpointing=False):
         task, path = MegatronBertMaskedLM, "masked"
     model = task.from_preset(str(folder / path), preprocessor=None, dtype=POLICIES[precision])
     model.backbone.gradient_checkpointing = checkpointing
-    model.compile(optimizer=adamw(RATE, 1000, weight_decay=DECAY, clip=CLIP))
+    optimizer = adamw(RATE, 1000, weight_decay=DECAY, clip=CLIP)
+    model.compile(optimizer=optimizer, jit_compile=jit_compile)
     batch = tuple(part for part in batch_of(folder, name) if part is not None)
     return _functions(model, pack_batches(model, grain.MapDataset.source([batch]))[0])
+
+
+def keras_megatron_compiled(folder, name, precision="float32"):
+    return keras_megatron(folder, name, precision, jit_compile=True)
 
 
 def _functions(model, batch):

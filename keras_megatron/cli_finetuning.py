@@ -55,6 +55,9 @@ def finetune(
         str | None, typer.Option(help="Text columns, such as premise,hypothesis.")
     ] = None,
     save_every: Annotated[int, typer.Option(help="Steps until the state is saved again.")] = 200,
+    jit_compile: Annotated[
+        bool, typer.Option("--jit-compile", help="Compile: the layers on PyTorch, for a GPU.")
+    ] = False,
 ) -> None:
     """Fine-tune a preset on files; run again, a killed run goes on where it was.
 
@@ -82,7 +85,7 @@ def finetune(
         dtype=dtype,
         columns=_names(columns),
     )
-    metrics = run(settings, output, save_every=save_every)
+    metrics = run(settings, output, save_every=save_every, jit_compile=jit_compile or "auto")
     for part in ("dev", "test"):
         if part in metrics:
             scores = ", ".join(f"{name} {value:.4f}" for name, value in metrics[part].items())

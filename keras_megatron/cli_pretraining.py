@@ -62,6 +62,9 @@ def pretrain(
         int | None, typer.Option(help="Steps until held-out data is measured; at the end if none.")
     ] = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes that make batches.")] = 0,
+    jit_compile: Annotated[
+        bool, typer.Option("--jit-compile", help="Compile: the layers on PyTorch, for a GPU.")
+    ] = False,
     model_parallel: Annotated[
         int, typer.Option(min=1, help="Devices that the kernels are split over.")
     ] = 1,
@@ -93,6 +96,7 @@ def pretrain(
             log_every=log_every,
             evaluate_every=evaluate_every,
             workers=workers,
+            jit_compile=jit_compile or "auto",
         )
         if is_first():
             for name, value in metrics.get("held_out", {}).items():

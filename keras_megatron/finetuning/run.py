@@ -23,6 +23,7 @@ def finetune(
     verbose: str | int = "auto",
     log_every: int = 10,
     save_every: int = 200,
+    jit_compile: bool | str = "auto",
 ) -> dict:
     """Fine-tune a model, or go on where a run was stopped.
 
@@ -38,6 +39,7 @@ def finetune(
         verbose: of `keras.Model.fit`.
         log_every: steps a line of `log.jsonl`.
         save_every: steps until the state is saved again.
+        jit_compile: of the task's `compile`.
 
     Returns:
         What `metrics.json` has: `task`, `metric` (the name of the one that decides), `best_epoch`,
@@ -65,6 +67,8 @@ def finetune(
 
     progress = folder.begin()
     run = _Run(job, settings, folder, model, development)
+    steps = len(batches) * settings.epochs
+    model.compile(optimizer=settings.as_recipe().optimizer(steps), jit_compile=jit_compile)
     run.fit(batches, progress, verbose=verbose, log_every=log_every, save_every=save_every)
     return run.finish(progress, test)
 
@@ -105,15 +109,12 @@ class _Run:
         """Train for the epochs that are left."""
         settings = self._settings
         steps = len(batches)
-        total_steps = steps * settings.epochs
-        recipe = settings.as_recipe()
-        self._model.compile(optimizer=recipe.optimizer(total_steps))
         log = TrainingLog(
             self._folder.path,
             progress,
             samples=(steps - 1) * settings.batch_size + _rows(batches[steps - 1]),
             batch_size=settings.batch_size,
-            schedule=recipe.schedule(total_steps),
+            schedule=settings.as_recipe().schedule(steps * settings.epochs),
             evaluate=self._evaluate,
             keep=self._keep,
             **log_arguments,

@@ -5,6 +5,7 @@ import contextlib
 import keras
 
 if keras.config.backend() == "torch":
+    from keras_megatron.layers.torch_compiled import transform
     from keras_megatron.layers.torch_dropout import Dropout
     from keras_megatron.layers.torch_kernels import (
         Dense,
@@ -34,6 +35,9 @@ else:
     def score_words(embedding: keras.layers.ReversibleEmbedding, x):
         """Return the products of x (..., width) with all words of a table."""
         return embedding(x, reverse=True)
+
+    def transform(layer, x, mask, training):
+        """Leave it to the layer: all of a step is compiled here, or nothing."""
 
 
 def layer_norm(epsilon: float, dtype, name: str) -> keras.layers.LayerNormalization:
@@ -66,4 +70,5 @@ __all__ = [
     "layer_norm",
     "run",
     "score_words",
+    "transform",
 ]

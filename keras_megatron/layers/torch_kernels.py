@@ -98,17 +98,27 @@ def attend(query_BQNH, key_BKNH, value_BKNH, mask, dropout: float):
         return None
     if dropout and not query_BQNH.is_cuda:
         return None
-    if mask is not None:
-        # Finite, so that a row with nothing to attend to is uniform instead of NaN.
-        hidden = torch.finfo(query_BQNH.dtype).min / 2
-        mask = torch.zeros_like(mask, dtype=query_BQNH.dtype).masked_fill_(~mask, hidden)
-    tensors = [x.transpose(1, 2) for x in (query_BQNH, key_BKNH, value_BKNH)]
+    tensors = query_BQNH, key_BKNH, value_BKNH
     if _is_short_bfloat16(key_BKNH) and not _needs_gradient(*tensors):
-        return _attend_to_few(*tensors, mask).transpose(1, 2)
+        return _attend_to_few(*tensors, mask)
+    return fused_attention(*tensors, mask, dropout)
+
+
+def fused_attention(query_BQNH, key_BKNH, value_BKNH, mask, dropout: float):
+    """Attend by PyTorch's own kernel; see `attend`."""
+    tensors = [x.transpose(1, 2) for x in (query_BQNH, key_BKNH, value_BKNH)]
     context_BNQH = functional.scaled_dot_product_attention(
-        *tensors, attn_mask=mask, dropout_p=dropout
+        *tensors, attn_mask=_added(mask, query_BQNH.dtype), dropout_p=dropout
     )
     return context_BNQH.transpose(1, 2)
+
+
+def _added(mask, dtype: torch.dtype):
+    """Return what is added to scores; finite, so that a row of hidden keys is no NaN."""
+    if mask is None:
+        return None
+    hidden = torch.finfo(dtype).min / 2
+    return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, hidden)
 
 
 def run(layer: keras.layers.Layer, x, *args, **kwargs):
@@ -117,17 +127,16 @@ def run(layer: keras.layers.Layer, x, *args, **kwargs):
     Keras checks and converts what was checked and converted for the layer around it: 0.2 ms that
     PyTorch, which runs operation by operation, spends on each call.
     """
-    if (
-        type(x) is not torch.Tensor
-        or not layer.built
-        or layer._forward_hooks
-        or layer._forward_pre_hooks
-        or layer._backward_hooks
-        or layer.quantization_mode is not None
-        or keras.distribution.distribution() is not None
-    ):
+    is_plain = type(x) is torch.Tensor and has_plain_call(layer)
+    if not is_plain or keras.distribution.distribution() is not None:
         return layer(x, *args, **kwargs)
     return layer.call(x, *args, **kwargs)
+
+
+def has_plain_call(layer: keras.layers.Layer) -> bool:
+    """Say whether nothing but the layer's `call` takes part in a call of it."""
+    hooks = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks
+    return layer.built and not hooks and layer.quantization_mode is None
 
 
 def _is_short_bfloat16(key_BKNH) -> bool:
@@ -136,11 +145,14 @@ def _is_short_bfloat16(key_BKNH) -> bool:
     return is_cpu and key_BKNH.dtype == torch.bfloat16 and key_BKNH.shape[1] <= _FEW_KEYS
 
 
-def _attend_to_few(query_BNQH, key_BNKH, value_BNKH, mask):
+def _attend_to_few(query_BQNH, key_BKNH, value_BKNH, mask):
+    query_BNQH, key_BNKH, value_BNKH = (
+        x.transpose(1, 2) for x in (query_BQNH, key_BKNH, value_BKNH)
+    )
     scores_BNQK = query_BNQH * query_BNQH.shape[-1] ** -0.5 @ key_BNKH.transpose(2, 3)
     if mask is not None:
-        scores_BNQK += mask
-    return functional.softmax(scores_BNQK, -1) @ value_BNKH
+        scores_BNQK += _added(mask, query_BNQH.dtype)
+    return (functional.softmax(scores_BNQK, -1) @ value_BNKH).transpose(1, 2)
 
 
 def _project(layer, inputs, otherwise: Callable):

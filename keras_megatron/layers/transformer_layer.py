@@ -68,6 +68,7 @@ class MegatronBertLayer(keras.layers.Layer):
         self.apply_residual_connection_post_layernorm = apply_residual_connection_post_layernorm
 
         self.has_cross_attention = cross_attention
+        self.is_compiled = False  # on PyTorch, for a GPU
 
         dtype = self.dtype_policy
         for name in ("self_attention", "cross_attention")[: 1 + cross_attention]:
@@ -160,6 +161,10 @@ class MegatronBertLayer(keras.layers.Layer):
     def _blocks(
         self, x, attention_mask, encoder_hidden_states, encoder_mask, output_attentions, training
     ):
+        if self.is_compiled and not output_attentions:
+            transformed = kernels.transform(self, x, attention_mask, training)
+            if transformed is not None:
+                return transformed, ()
         attentions = []
 
         def attend(name, x, mask, attended=None):

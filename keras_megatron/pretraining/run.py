@@ -38,6 +38,7 @@ def pretrain(
     log_every: int = 10,
     evaluate_every: int | None = None,
     workers: int = 0,
+    jit_compile: bool | str = "auto",
     verbose: bool = True,
 ) -> dict:
     """Pretrain a model as Megatron does, or go on where a run was stopped.
@@ -56,6 +57,7 @@ def pretrain(
         log_every: steps a line of the log; `steps` and the other numbers are multiples of it.
         evaluate_every: steps until the held-out data is measured; at the end only if None.
         workers: processes that make batches; 0 makes them in threads of this one.
+        jit_compile: of `MegatronBertPretrainer.compile`.
         verbose: whether to show a progress bar.
 
     Returns:
@@ -87,6 +89,7 @@ def pretrain(
             every={"save": save_every, "log": log_every, "evaluate": evaluate_every},
             verbose=verbose,
         )
+        _compile(model, settings, jit_compile)
         _fit(model, settings, batches, log, log_every, workers)
         return _finish(model, folder, log)
 
@@ -185,7 +188,7 @@ def _data(settings: PretrainSettings, model) -> tuple[grain.MapDataset, grain.Ma
     return made, batches(settings.held_out, _EVALUATION_SEED)
 
 
-def _fit(model, settings, batches, log: PretrainingLog, log_every: int, workers: int) -> None:
+def _compile(model, settings: PretrainSettings, jit_compile: bool | str) -> None:
     optimizer = adamw(
         settings.learning_rate,
         settings.steps,
@@ -195,7 +198,11 @@ def _fit(model, settings, batches, log: PretrainingLog, log_every: int, workers:
         settings.clip,
         gradient_accumulation_steps=settings.accumulation if settings.accumulation > 1 else None,
     )
-    model.compile(optimizer=optimizer)  # scales the loss if the policy is mixed_float16
+    # Scales the loss if the policy is mixed_float16.
+    model.compile(optimizer=optimizer, jit_compile=jit_compile)
+
+
+def _fit(model, settings, batches, log: PretrainingLog, log_every: int, workers: int) -> None:
     if log.progress.step:
         # TensorFlow makes the variables that a state has in the first step.
         model.optimizer.build(model.trainable_variables)

@@ -1,5 +1,7 @@
 import keras
 
+from keras_megatron.layers.transformer_layer import MegatronBertLayer
+
 
 class DefaultTraining:
     """How a task is trained if `compile` is not told otherwise, and that `.keras` files keep it."""
@@ -7,7 +9,14 @@ class DefaultTraining:
     default_learning_rate = 5e-5  # of Adam
 
     def compile(
-        self, optimizer="auto", loss="auto", *, metrics="auto", weighted_metrics="auto", **kwargs
+        self,
+        optimizer="auto",
+        loss="auto",
+        *,
+        metrics="auto",
+        weighted_metrics="auto",
+        jit_compile="auto",
+        **kwargs,
     ):
         """Configure training; see `keras.Model.compile`.
 
@@ -16,6 +25,9 @@ class DefaultTraining:
             loss: by default what `default_loss` returns.
             metrics: by default what `default_metrics` returns.
             weighted_metrics: likewise.
+            jit_compile: bool or "auto". On PyTorch `True` compiles the transformer layer, once for
+                all of them, where the model is on a GPU; the rest of a step runs as it is. On JAX
+                and TensorFlow see `keras.Model.compile`.
             **kwargs: of `keras.Model.compile`, and of the KerasHub base class.
         """
         if optimizer == "auto":
@@ -27,7 +39,12 @@ class DefaultTraining:
             name: self.default_metrics().get(name) if value == "auto" else value
             for name, value in given.items()
         }
-        super().compile(optimizer=optimizer, loss=loss, **given, **kwargs)
+        if keras.config.backend() == "torch":
+            for layer in self.backbone._flatten_layers():
+                if isinstance(layer, MegatronBertLayer):
+                    layer.is_compiled = jit_compile is True
+            jit_compile = False  # of the whole step: it takes minutes, and most of it is left out
+        super().compile(optimizer=optimizer, loss=loss, jit_compile=jit_compile, **given, **kwargs)
 
     def get_compile_config(self) -> dict:
         """Return the arguments of `compile` that a `.keras` file keeps.

@@ -1,15 +1,10 @@
 """PyTorch's products and attention, next to plain float64."""
 
-import shutil
-
 import keras
-import numpy as np
 import pytest
 import torch
-from models import small_backbone
 
 from keras_megatron import MegatronBertBackbone, MegatronBertTextClassifier
-from keras_megatron.finetuning.recipe import adamw
 from keras_megatron.tasks import packed_rows
 
 if keras.config.backend() != "torch":
@@ -204,21 +199,3 @@ def test_hooks_of_inner_layers_are_called():
     seen.clear()
     backbone(inputs)
     assert seen
-
-
-@pytest.mark.skipif(not shutil.which("g++"), reason="PyTorch's compiler needs one of C++")
-def test_compiled_steps_are_the_same():
-    """Under `torch.compile` (`jit_compile=True`) products are left to PyTorch's compiler."""
-
-    def losses(jit_compile):
-        keras.utils.set_random_seed(0)
-        backbone = small_backbone(num_layers=1, dropout=0.0, attention_dropout=0.0)
-        model = MegatronBertTextClassifier(backbone, num_classes=3, dropout=0.0, preprocessor=None)
-        model.compile(optimizer=adamw(1e-3, 10), jit_compile=jit_compile)
-        ids = np.arange(16).reshape(2, 8) % 7
-        x = {"token_ids": ids, "segment_ids": 0 * ids, "padding_mask": 0 * ids + 1}
-        return [model.train_on_batch(x, np.array([0, 2]))[0] for _ in range(3)]
-
-    plain = losses(False)
-    assert plain[2] < plain[0]
-    np.testing.assert_allclose(losses(True), plain, rtol=1e-5)
