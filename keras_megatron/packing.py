@@ -7,8 +7,9 @@ import keras
 import numpy as np
 
 # Lengths of rows, and numbers of rows and of documents, are rounded up, so that a compiled backend
-# sees few shapes.
-_LENGTHS = (16, 32, 64, 96, 128, 192, 256, 384, 512)
+# sees few shapes. PyTorch compiles none: there rows have the length that leaves the least room.
+_COMPILES_SHAPES = keras.config.backend() != "torch"
+_LENGTHS = (16, 32, 64, 96, 128, 192, 256, 384, 512) if _COMPILES_SHAPES else range(8, 513, 8)
 _FEW_TOKENS = 2048
 _USUAL_LENGTH = 128  # long enough to be filled well, and short beside what else a layer does
 
@@ -184,21 +185,29 @@ class _Room:
 
 
 def _possible_lengths(longest: int, lengths: np.ndarray) -> list[int]:
-    shortest = round_up_length(longest)
+    shortest = _round_up_length(longest)
     if lengths.sum() > _FEW_TOKENS:  # the rows are filled, whatever their length
         return [max(shortest, _USUAL_LENGTH)]
     return [shortest, *(known for known in _LENGTHS if shortest < known <= _USUAL_LENGTH)]
 
 
-def round_up_length(length: int) -> int:
+def length_for_all(longest: int) -> int | None:
+    """Return the `row_length` of batches whose longest text is of so many tokens.
+
+    None where each batch may have its own.
+    """
+    return max(_USUAL_LENGTH, _round_up_length(longest)) if _COMPILES_SHAPES else None
+
+
+def _round_up_length(length: int) -> int:
     """Return a length of rows that is one of few."""
     fitting = [known for known in _LENGTHS if known >= length]
     return fitting[0] if fitting else -(-int(length) // _LENGTHS[-1]) * _LENGTHS[-1]
 
 
 def rows_of_shape(rows: int) -> int:
-    """Return how many rows hold so many: PyTorch compiles no shapes, and needs no more."""
-    return rows if keras.config.backend() == "torch" else round_up(rows)
+    """Return how many rows hold so many."""
+    return round_up(rows) if _COMPILES_SHAPES else rows
 
 
 def round_up(number: float) -> int:

@@ -22,7 +22,7 @@ from keras_megatron import (
     MegatronBertTextClassifier,
     MegatronBertTextEmbedder,
 )
-from keras_megatron.packing import PackedRows, round_up
+from keras_megatron.packing import PackedRows, length_for_all, round_up
 
 TOLERANCE = 2e-5
 
@@ -51,7 +51,6 @@ def packed_steps(monkeypatch) -> list:
 # === Where documents lie ===
 
 
-@pytest.mark.backend_independent
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=60), st.sampled_from([None, 30, 41]))
 def test_a_plan_lays_each_token_once(lengths, row_length):
     plan = PackedRows.plan(lengths, row_length)
@@ -66,7 +65,6 @@ def test_a_plan_lays_each_token_once(lengths, row_length):
     assert len(used) < 2 or used[0] + used[1] > plan.row_length
 
 
-@pytest.mark.backend_independent
 def test_rows_are_filled():
     lengths = np.random.default_rng(0).geometric(1 / 27, 3000).clip(3, 128)
     plan = PackedRows.plan(lengths)
@@ -74,13 +72,19 @@ def test_rows_are_filled():
     assert lengths.sum() / (plan.rows * 128) > 0.99
 
 
-@pytest.mark.backend_independent
+def test_a_few_texts_fill_rows_where_no_shapes_are_compiled():
+    lengths = np.random.default_rng(0).geometric(1 / 27, 32).clip(3, 60)
+    plan = PackedRows.plan(lengths, length_for_all(60))
+    places = plan.rounded().rows * plan.row_length
+    assert (lengths.sum() > 0.96 * places) == (keras.config.backend() == "torch")
+    assert lengths.sum() < 0.96 * PackedRows.plan(lengths, 128).rows * 128  # negative control
+
+
 def test_a_row_has_to_hold_the_longest():
     with pytest.raises(ValueError, match="a text of 31 tokens is longer than a row: give"):
         PackedRows.plan([3, 31], row_length=30)
 
 
-@pytest.mark.backend_independent
 def test_shapes_are_few():
     assert [round_up(n) for n in (0.2, 1, 2, 2.5, 3.5, 5, 7, 9, 13, 25)] == [
         *(1, 1, 2, 3, 4, 6, 8, 12, 16, 32)
@@ -153,7 +157,7 @@ def test_errors(encoders):
     with pytest.raises(ValueError, match="give document_ids too"):
         backbone(without)
     far = {**packed, "cls_positions": packed["cls_positions"] + 99}
-    with pytest.raises(ValueError, match="cls_positions must be from 0 to 15, but there is 104"):
+    with pytest.raises(ValueError, match="cls_positions must be from 0 to [0-9]+, but there is 104"):
         backbone(far)
 
 

@@ -75,6 +75,7 @@ def pretrain(
             print(f"{output} is finished: there is nothing left to do")
         return folder.metrics
     model = build_pretrainer(settings)
+    _compile(model, settings, jit_compile)  # whether shapes are compiled is known then
     batches, held_out = _data(settings, model)
     wait_for_all()  # each has seen the folder as it was
     with _alone(folder):
@@ -89,7 +90,6 @@ def pretrain(
             every={"save": save_every, "log": log_every, "evaluate": evaluate_every},
             verbose=verbose,
         )
-        _compile(model, settings, jit_compile)
         _fit(model, settings, batches, log, log_every, workers)
         return _finish(model, folder, log)
 

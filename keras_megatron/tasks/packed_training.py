@@ -7,10 +7,9 @@ import keras
 import numpy as np
 
 from keras_megatron.layers.token_inputs import INPUTS
-from keras_megatron.packing import PackedRows, round_up_length
+from keras_megatron.packing import PackedRows, length_for_all
 from keras_megatron.tasks.packed_rows import WORTHWHILE, can_be_packed
 
-_ROW_LENGTH = 128
 _MASKS = 32  # numbers of masks are multiples of it, so that a compiled backend sees few shapes
 
 
@@ -33,7 +32,7 @@ def pack_batches(task, batches: grain.MapDataset) -> grain.MapDataset:
     first, *_ = keras.utils.unpack_x_y_sample_weight(batches[0])
     if not can_be_packed(first):
         return batches
-    pack = _Pack(kinds, max(_ROW_LENGTH, round_up_length(first["token_ids"].shape[-1])))
+    pack = _Pack(kinds, length_for_all(first["token_ids"].shape[-1]), task.jit_compile)
     packed, *_ = keras.utils.unpack_x_y_sample_weight(pack.map(batches[0]))
     if packed["token_ids"].size > WORTHWHILE * first["token_ids"].size:
         return batches
@@ -43,14 +42,17 @@ def pack_batches(task, batches: grain.MapDataset) -> grain.MapDataset:
 class _Pack(grain.transforms.Map):
     """Packs a batch."""
 
-    def __init__(self, kinds: str | Mapping[str, str], row_length: int):
+    def __init__(self, kinds: str | Mapping[str, str], row_length: int | None, is_compiled: bool):
         self._kinds, self._row_length = kinds, row_length
+        self._is_compiled = is_compiled  # for each shape
 
     def map(self, element: tuple) -> tuple:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(element)
         x = {name: np.asarray(array) for name, array in x.items()}
         lengths = (x["padding_mask"] != 0).sum(axis=-1)
-        plan = PackedRows.plan(lengths.ravel(), self._row_length).rounded()
+        plan = PackedRows.plan(lengths.ravel(), self._row_length)
+        if self._is_compiled:
+            plan = plan.rounded()
         inputs = plan.inputs({name: x[name].reshape(lengths.size, -1) for name in INPUTS})
         if lengths.ndim == 2:  # of choices
             documents = np.arange(lengths.size, dtype="int32").reshape(lengths.shape)
