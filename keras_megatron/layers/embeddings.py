@@ -86,7 +86,8 @@ class MegatronBertEmbedding(keras.layers.Layer):
         Raises:
             ValueError: the sequence is longer than the position table.
         """
-        return self.add_to(self.token_embedding(token_ids), segment_ids, position_ids, training)
+        embedded = kernels.look_up(self.token_embedding, token_ids)
+        return self.add_to(embedded, segment_ids, position_ids, training)
 
     def add_to(self, embedded, segment_ids=None, position_ids=None, training=None):
         """Add position and segment embeddings to what stands for the tokens, and drop out.
@@ -113,8 +114,8 @@ class MegatronBertEmbedding(keras.layers.Layer):
             position_ids = ops.expand_dims(ops.arange(ops.shape(embedded)[1], dtype="int32"), 0)
         if segment_ids is None:
             segment_ids = ops.zeros(ops.shape(embedded)[:2], dtype="int32")
-        embedded = embedded + self.segment_embedding(segment_ids)
-        embedded = embedded + self.position_embedding(position_ids)
+        embedded = embedded + kernels.look_up(self.segment_embedding, segment_ids)
+        embedded = embedded + kernels.look_up(self.position_embedding, position_ids)
         return self.dropout(embedded, training=training)
 
     def compute_output_shape(

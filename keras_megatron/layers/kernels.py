@@ -3,6 +3,7 @@
 import contextlib
 
 import keras
+from keras import ops
 
 if keras.config.backend() == "torch":
     from keras_megatron.layers.torch_compiled import transform
@@ -59,6 +60,23 @@ if keras.config.backend() == "tensorflow":
     def attend(query_BQNH, key_BKNH, value_BKNH, mask, dropout: float):
         """Leave it to the layer: TensorFlow has no fused attention."""
 
+    def look_up(embedding: keras.layers.Embedding, ids):
+        """Return the rows of a table, whose gradient is a whole one.
+
+        Along the first axis TensorFlow gives one a row for each time that an id occurs, and Keras's
+        optimizers square these before they add them up.
+        """
+        if embedding.quantization_mode is not None or keras.distribution.distribution():
+            return embedding(ids)  # sums up over devices
+        table = ops.expand_dims(embedding.embeddings, 0)
+        rows = ops.take(table, ops.cast(ids, "int32"), axis=1)[0]
+        return ops.cast(rows, embedding.compute_dtype)
+else:
+
+    def look_up(embedding: keras.layers.Embedding, ids):
+        """Return the rows of a table."""
+        return embedding(ids)
+
 
 __all__ = [
     "Dense",
@@ -68,6 +86,7 @@ __all__ = [
     "attend",
     "frozen_weights",
     "layer_norm",
+    "look_up",
     "run",
     "score_words",
     "transform",

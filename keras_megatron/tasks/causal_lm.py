@@ -150,12 +150,25 @@ class MegatronBertCausalLM(MegatronBertTask, keras_hub.models.CausalLM):
         token_ids = ops.cast(inputs["token_ids"], "int32")
         padding_mask = ops.cast(inputs["padding_mask"], "bool")
         cache = self._empty_cache({**inputs, "token_ids": token_ids})
+        cache["is_prompt"] = ops.cast(padding_mask, "int32")
         _, hidden_states, cache = self.call_with_cache(token_ids, cache, 0)
 
         def next_token(prompt, cache, index):
-            last = ops.slice(prompt, [0, index - 1], [ops.shape(prompt)[0], 1])
+            last, token, is_prompt = (
+                ops.slice(array, [0, place], [ops.shape(prompt)[0], 1])
+                for array, place in (
+                    (prompt, index - 1),
+                    (prompt, index),
+                    (cache["is_prompt"], index),
+                )
+            )
             logits, hidden_states, cache = self.call_with_cache(last, cache, index - 1)
-            return ops.squeeze(logits, axis=1), ops.squeeze(hidden_states, axis=1), cache
+            logits = ops.squeeze(logits, axis=1)
+            # A beam search sums up scores: what a longer prompt has is certain.
+            certain = ops.equal(ops.arange(logits.shape[-1], dtype="int32"), token)
+            certain = ops.cast(ops.where(certain, 0.0, -1e4), logits.dtype)
+            logits = ops.where(ops.cast(is_prompt, "bool"), certain, logits)
+            return logits, ops.squeeze(hidden_states, axis=1), cache
 
         token_ids = self.sampler(
             next=next_token,

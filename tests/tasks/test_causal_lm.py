@@ -124,16 +124,18 @@ def test_the_cache_changes_nothing(causal_lm):
 
 
 def test_beam_search_finds_what_transformers_beam_search_finds(reference, causal_lm):
-    inputs = prompts(count=2)
-    expected = reference.generate(
-        torch.from_numpy(inputs["token_ids"][:, :5]).long(),
-        generation_config=transformers.GenerationConfig(
-            max_length=12, do_sample=False, num_beams=3, length_penalty=0.0, pad_token_id=0
-        ),
-    ).numpy()
+    """Each prompt as if it were alone, which is how transformers gets them here."""
+    inputs = {name: array[:, :12] for name, array in prompts(count=16, length=9).items()}
+    config = transformers.GenerationConfig(
+        max_length=12, do_sample=False, num_beams=3, length_penalty=0.0, pad_token_id=0
+    )
+    expected = []
+    for row, length in enumerate([2, 9, 6, 4, 8, 3, 7, 5] * 2):
+        inputs["padding_mask"][row] = np.arange(12) < length
+        prompt = torch.from_numpy(inputs["token_ids"][row : row + 1, :length]).long()
+        expected.append(reference.generate(prompt, generation_config=config).numpy()[0])
     causal_lm.compile(sampler=keras_hub.samplers.BeamSampler(num_beams=3))
-    short = {name: array[:, :12] for name, array in inputs.items()}
-    generated = causal_lm.generate(short, stop_token_ids=None)["token_ids"]
+    generated = causal_lm.generate(inputs, stop_token_ids=None)["token_ids"]
     np.testing.assert_array_equal(generated, expected)
 
 
