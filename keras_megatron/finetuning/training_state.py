@@ -42,7 +42,11 @@ def save_state(model: keras.Model, path: str | os.PathLike, progress: Progress) 
         model: in the middle of `fit`, or after it.
         path: a safetensors file. It is replaced at once: there is the old state or the new one.
         progress: goes into the file's header.
+
+    Raises:
+        ValueError: the file cannot be written.
     """
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     if hasattr(model, "jax_state_sync"):  # during fit JAX's variables are not in the model
@@ -50,7 +54,12 @@ def save_state(model: keras.Model, path: str | os.PathLike, progress: Progress) 
     arrays = {name: _as_array(variable) for name, variable in _variables(model).items()}
     arrays |= _generators()
     header = {"progress": json.dumps(dataclasses.asdict(progress))}
-    replace_file(pathlib.Path(path), lambda partial: save_file(arrays, partial, metadata=header))
+    try:
+        replace_file(
+            pathlib.Path(path), lambda partial: save_file(arrays, partial, metadata=header)
+        )
+    except SafetensorError as error:
+        raise ValueError(f"cannot write {path}: {error}") from error
 
 
 def load_progress(path: pathlib.Path) -> Progress:

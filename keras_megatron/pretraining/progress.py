@@ -1,10 +1,12 @@
 """What is noted while a model pretrains: the callback that logs, measures and saves checkpoints."""
 
+import contextlib
 import json
 import math
 import pathlib
 import sys
 import time
+from collections.abc import Iterator
 
 import keras
 import rich.console
@@ -18,13 +20,15 @@ from keras_megatron.pretraining.throughput import device_name, peak_flops, train
 from keras_megatron.processes import is_first
 
 LOG, TENSORBOARD = "log.jsonl", "tensorboard"
+_PARTS = ("mlm", "nsp")
 
 
 class PretrainingLog(keras.callbacks.Callback):
     """Logs, measures and saves; an epoch of Keras is the steps of one line of the log.
 
     A line of `log.jsonl` has `step` (from 1, the last one that it is about); the means since the
-    line before of `loss`, `mlm_loss`, `nsp_loss`, `mlm_accuracy` and `nsp_accuracy`;
+    line before, over all hidden tokens or pairs, of `mlm_loss`, `nsp_loss`, `mlm_accuracy` and
+    `nsp_accuracy`, and `loss`, the sum of the first two;
     `learning_rate` of the step; `tokens_per_second`; on a device whose peak is known
     `model_flop_utilisation`; and where it was measured `held_out`, a dict of metrics. TensorBoard
     gets the same.
@@ -100,7 +104,7 @@ class PretrainingLog(keras.callbacks.Callback):
         """Log, and measure and save every so many steps."""
         before, step = self.progress.step, (epoch + 1) * self._every["log"]
         seconds = time.monotonic() - self._started
-        line = {"step": step, **{name: float(value) for name, value in logs.items()}}
+        line = {"step": step, **_means(logs)}
         if not math.isfinite(line["loss"]):
             raise ValueError(
                 f"the loss is {line['loss']} before step {step}: give a lower learning_rate, or "
@@ -153,8 +157,9 @@ class PretrainingLog(keras.callbacks.Callback):
         return speed
 
     def _measure(self) -> dict[str, float]:
-        found = self.model.evaluate(self._held_out, verbose=0, return_dict=True)
-        return {name: float(value) for name, value in found.items()}
+        with _generators_kept():
+            found = self.model.evaluate(self._held_out, verbose=0, return_dict=True)
+        return _means(found)
 
     def _write(self, line: dict) -> None:
         with open(self._folder / LOG, "a", encoding="utf-8") as file:
@@ -166,6 +171,38 @@ class PretrainingLog(keras.callbacks.Callback):
                 if tag != "step":
                     self._writer.add_scalar(tag, number, line["step"])
         self._bar.show(line)
+
+
+def pretraining_metrics() -> dict[str, list[keras.metrics.Metric]]:
+    """Return `weighted_metrics` for `compile`.
+
+    Keras takes the mean of the batches' losses, in which one without a pair counts as a loss of 0.
+    """
+    return {
+        name: [
+            keras.metrics.SparseCategoricalAccuracy(name="accuracy"),
+            keras.metrics.SparseCategoricalCrossentropy(name="cross_entropy", from_logits=True),
+        ]
+        for name in _PARTS
+    }
+
+
+def _means(logs: dict) -> dict[str, float]:
+    losses = {f"{part}_loss": float(logs[f"{part}_cross_entropy"]) for part in _PARTS}
+    accuracies = {name: float(logs[name]) for name in (f"{part}_accuracy" for part in _PARTS)}
+    return {"loss": sum(losses.values()), **losses, **accuracies}
+
+
+@contextlib.contextmanager
+def _generators_kept() -> Iterator[None]:
+    """Leave PyTorch's generators, which dropout draws from, as they are: Keras's data draws too."""
+    if keras.config.backend() != "torch":
+        yield
+        return
+    import torch
+
+    with torch.random.fork_rng():
+        yield
 
 
 class _Bar:

@@ -14,7 +14,7 @@ from keras_megatron.finetuning.recipe import adamw
 from keras_megatron.finetuning.run_folder import METRICS, RunFolder
 from keras_megatron.padding import padded_vocabulary_size
 from keras_megatron.pretraining.checkpoints import Checkpoints
-from keras_megatron.pretraining.progress import PretrainingLog
+from keras_megatron.pretraining.progress import PretrainingLog, pretraining_metrics
 from keras_megatron.pretraining.sentence_pairs import prefetched, pretraining_batches
 from keras_megatron.pretraining.settings import SHAPE, PretrainSettings
 from keras_megatron.pretraining.token_files import TokenFiles
@@ -199,7 +199,9 @@ def _compile(model, settings: PretrainSettings, jit_compile: bool | str) -> None
         gradient_accumulation_steps=settings.accumulation if settings.accumulation > 1 else None,
     )
     # Scales the loss if the policy is mixed_float16.
-    model.compile(optimizer=optimizer, jit_compile=jit_compile)
+    model.compile(
+        optimizer=optimizer, weighted_metrics=pretraining_metrics(), jit_compile=jit_compile
+    )
 
 
 def _fit(model, settings, batches, log: PretrainingLog, log_every: int, workers: int) -> None:

@@ -13,6 +13,7 @@ from keras_megatron.finetuning.recipe import LinearWarmupDecay, linear_schedule
 from keras_megatron.masking import MaskingScheme
 
 SHAPE = ("num_layers", "num_heads", "hidden_dim", "intermediate_dim", "max_sequence_length")
+_OF_MODEL = (*SHAPE, "lowercase", "initializer_range", "apply_residual_connection_post_layernorm")
 _DTYPES = ("float32", "mixed_bfloat16", "mixed_float16", "bfloat16")
 
 
@@ -129,7 +130,7 @@ class PretrainSettings:
 
         Raises:
             ValueError: it cannot be read, a name is not one of these, a value is out of range, or
-                there is a shape beside a preset.
+                there is one that a preset beside it has.
         """
         path = pathlib.Path(path)
         try:
@@ -148,9 +149,9 @@ class PretrainSettings:
             if isinstance(values.get(name), str):
                 values[name] = str(path.parent / values[name])
         preset = values.get("preset")
-        if preset is not None and (given := [name for name in SHAPE if name in values]):
+        if preset is not None and (given := [name for name in _OF_MODEL if name in values]):
             raise ValueError(
-                f"{path} has {', '.join(given)} beside a preset, whose shape it is: leave them out"
+                f"{path} has {', '.join(given)} beside a preset, which has its own: leave them out"
             )
         if isinstance(preset, str) and (path.parent / preset).is_dir():
             values["preset"] = str(path.parent / values["preset"])

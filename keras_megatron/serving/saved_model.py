@@ -38,7 +38,10 @@ def write_saved_model(model, folder: pathlib.Path, settings: ExportSettings) -> 
     module.variables_of_model = list(
         {v.ref(): v for function in signatures.values() for v in function.variables}.values()
     )
-    tf.saved_model.save(module, str(folder), signatures=signatures)
+    try:
+        tf.saved_model.save(module, str(folder), signatures=signatures)
+    except tf.errors.OpError as error:
+        raise ValueError(f"cannot write {folder}: {error.message}") from error
     operations = check_graph(folder)
     if settings.warmup:
         write_warmup(folder, endpoints)

@@ -7,6 +7,9 @@ import filelock
 import keras
 import numpy as np
 import pytest
+import torch
+import transformers
+from huggingface import torch_inputs
 
 from keras_megatron import MegatronBertMaskedLM, MegatronBertPretrainer
 from keras_megatron.pretraining.run import build_pretrainer, pretrain
@@ -74,11 +77,55 @@ def test_its_preset_is_the_model(settings, finished, tokenizer):
     files = TokenFiles.open(settings.tokens, tokenizer)
     batches = pretraining_batches(files, tokenizer, 8, 32, seed=2**31 - 1)
     measured = model.evaluate(batches, verbose=0, return_dict=True)
-    assert measured["loss"] == pytest.approx(metrics["held_out"]["loss"], abs=1e-4)
+    # Keras takes the mean of the batches' means.
+    assert measured["loss"] == pytest.approx(metrics["held_out"]["loss"], abs=0.02)
     untrained = build_pretrainer(settings).evaluate(batches, verbose=0, return_dict=True)
     assert untrained["loss"] > measured["loss"] + 0.3
     masked_lm = MegatronBertMaskedLM.from_preset(str(output / "preset"))
     assert len(masked_lm.fill_mask("The [MASK].", top_k=2)[0]) == 2
+
+
+def test_held_out_losses_are_means_over_tokens_and_pairs(settings, tokenizer, tmp_path):
+    """As transformers has them, though most batches of two have no pair."""
+    rare = changed(settings, pair_rate=0.2, batch_size=2, steps=2)
+    found = pretrain(rare, tmp_path / "run", log_every=2, save_every=2, verbose=False)["held_out"]
+    model = MegatronBertPretrainer.from_preset(str(tmp_path / "run" / "preset"))
+    model.export_to_transformers(tmp_path / "exported")
+    reference = transformers.MegatronBertForPreTraining.from_pretrained(tmp_path / "exported")
+    files = TokenFiles.open(settings.tokens, tokenizer)
+    batches = pretraining_batches(
+        files, tokenizer, 2, 32, rare.masking(), seed=2**31 - 1, pair_rate=0.2
+    )
+    losses, batch_losses = {"mlm": [], "nsp": []}, []
+    for x, y, weight in batches:
+        with torch.no_grad():
+            logits = reference(**torch_inputs(x))
+        rows = np.arange(len(x["token_ids"]))[:, None]
+        of_part = {
+            "mlm": logits.prediction_logits[rows, x["mask_positions"]],
+            "nsp": logits.seq_relationship_logits,
+        }
+        for part, scores in of_part.items():
+            there = np.asarray(weight[part]) > 0
+            labels = torch.from_numpy(np.asarray(y[part])[there]).long()
+            entropy = torch.nn.functional.cross_entropy(scores[there], labels, reduction="none")
+            losses[part].append(entropy.numpy())
+            batch_losses += [entropy.mean().item() if there.any() else 0.0] * (part == "nsp")
+    means = {part: float(np.concatenate(values).mean()) for part, values in losses.items()}
+    assert found["mlm_loss"] == pytest.approx(means["mlm"], abs=1e-4)
+    assert found["nsp_loss"] == pytest.approx(means["nsp"], abs=1e-4)
+    assert found["loss"] == pytest.approx(sum(means.values()), abs=2e-4)
+    assert abs(np.mean(batch_losses) - means["nsp"]) > 0.1  # negative control
+
+
+def test_to_measure_changes_nothing(settings, tmp_path):
+    losses = []
+    for every in (None, 2):
+        run = changed(settings, steps=6)
+        folder = tmp_path / str(every)
+        pretrain(run, folder, log_every=2, save_every=6, evaluate_every=every, verbose=False)
+        losses.append([line["loss"] for line in lines_of(folder)])
+    np.testing.assert_array_equal(*losses)
 
 
 def test_tensorboard_has_the_log(finished):
@@ -242,7 +289,11 @@ def test_settings_are_read_from_toml(tmp_path):
         ("tokens =", "cannot read the settings in"),
         (
             'tokens = "a"\nsteps = 1\npreset = "b"\nnum_layers = 2\nhidden_dim = 8\n',
-            "has num_layers, hidden_dim beside a preset, whose shape it is: leave them out",
+            "has num_layers, hidden_dim beside a preset, which has its own: leave them out",
+        ),
+        (
+            'tokens = "a"\nsteps = 1\npreset = "b"\nlowercase = false\ninitializer_range = 0.1\n',
+            "has lowercase, initializer_range beside a preset, which has its own: leave them out",
         ),
     ):
         path.write_text(text)
