@@ -172,7 +172,10 @@ class MegatronBertBackbone(EncoderCall, keras_hub.models.Backbone):
         layers = [embeddings, *transformer_layers, final_layer_norm, pooled_dense]
         layers = {layer.name: layer for layer in layers}
         outputs = encode(layers.__getitem__, num_layers, inputs)
+        trainable = kwargs.pop("trainable", None)
         super().__init__(inputs=inputs, outputs=outputs, dtype=dtype, **kwargs)
+        if trainable is not None:  # Keras would set it before it tracks the layers
+            self.trainable = trainable
 
         # === Config ===
         self.vocabulary_size = vocabulary_size

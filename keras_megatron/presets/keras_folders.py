@@ -33,9 +33,11 @@ _SHARED = ("mlm_head/", "binary_head/")
 def backbone_arguments(self, **kwargs) -> tuple[dict, dict]:
     """Return what a task gives to its backbone, and the rest; a method of preset loaders.
 
-    Beside KerasHub's that is `vocabulary_size`, for a table with more rows than the preset's.
+    Beside KerasHub's that is `vocabulary_size`, for a table with more rows than the preset's. What
+    was frozen was so for the training before.
     """
     arguments, rest = PresetLoader.get_backbone_kwargs(self, **kwargs)
+    arguments.setdefault("trainable", True)
     if "vocabulary_size" in rest:
         arguments["vocabulary_size"] = rest.pop("vocabulary_size")
     return arguments, rest
@@ -57,6 +59,7 @@ class MegatronBertKerasLoader(KerasPresetLoader):
         """Build the backbone; `kwargs` go before what the preset says."""
         self._all_follow = load_weights
         kwargs["dtype"] = self._resolve_dtype(self.config, kwargs)  # quantized ones are kept
+        kwargs.setdefault("trainable", True)  # see `backbone_arguments`
         with self._vocabulary(kwargs), self._reading():
             return super().load_backbone(cls, load_weights, **kwargs)
 

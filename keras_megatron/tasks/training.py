@@ -50,10 +50,14 @@ class DefaultTraining:
         """Return the arguments of `compile` that a `.keras` file keeps.
 
         `jit_compile` is not among them: what it is by default depends on the backend. The names
-        that the optimizer leaves out of the weight decay are, which its own config lacks.
+        that the optimizer leaves out of the weight decay are, which its own config lacks, and which
+        layers are frozen, unless that is for LoRA, whose changes become part of the kernels.
         """
         config = {**super().get_compile_config()}
         config.pop("jit_compile", None)
+        flags = [layer.trainable for layer in self._flatten_layers()]
+        if config and not all(flags) and not self._has_lora():
+            config["trainable_layers"] = flags
         if config and self.optimizer:
             optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
             excluded = getattr(optimizer, "_exclude_from_weight_decay_pattern", None)
@@ -70,12 +74,23 @@ class DefaultTraining:
         after this.
         """
         stored = config.get("optimizer") or {}
+        self._freeze(config.get("trainable_layers"))
+        config = {name: value for name, value in config.items() if name != "trainable_layers"}
         config = keras.saving.deserialize_keras_object(config)
         if excluded := stored.get("no_weight_decay"):
             config["optimizer"].exclude_from_weight_decay(var_names=[excluded])
         self.compile(**config)
         if stored.get("is_built"):
             self.optimizer.build(self.trainable_variables)
+
+    def _has_lora(self) -> bool:
+        return any(getattr(layer, "lora_enabled", False) for layer in self._flatten_layers())
+
+    def _freeze(self, flags: list[bool] | None) -> None:
+        layers = self._flatten_layers()
+        if flags is not None and len(flags) == len(layers):
+            for layer, flag in zip(layers, flags, strict=True):  # a layer before those within it
+                layer.trainable = flag
 
     def has_usual_loss(self) -> bool:
         """Say whether the loss takes the task's labels: it is the default one, or a cross entropy.
