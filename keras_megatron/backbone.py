@@ -221,6 +221,11 @@ class MegatronBertBackbone(EncoderCall, keras_hub.models.Backbone):
             if getattr(layer, "lora_enabled", False) and getattr(layer, "bias", None) is not None:
                 layer.bias.trainable = False
 
+    def quantize(self, mode, **kwargs) -> None:
+        """Quantize the kernels and the table of tokens; see `keras.Model.quantize`."""
+        super().quantize(mode, **kwargs)
+        mend_quantized(self._flatten_layers(include_self=False))
+
     @property
     def gradient_checkpointing(self) -> bool:
         """Whether training recomputes each layer in the backward pass. Set it before `compile`."""

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 import keras
+from keras.src.backend.common import global_state
 
 
 @keras.saving.register_keras_serializable(package="keras_megatron")
@@ -105,6 +106,7 @@ def seed_generators(layer: keras.Layer) -> list[keras.random.SeedGenerator]:
 
 
 _recomputed = ContextVar("recomputed", default=False)
+_OF_THREAD = ("autocast_scope", "distribution")
 
 
 def is_recomputed() -> bool:
@@ -126,6 +128,19 @@ def _replayed(generators: list, seeds: list) -> Iterator[None]:
             del generator.next
 
 
+@contextmanager
+def _keras_state(state: dict) -> Iterator[None]:
+    """Let Keras be as it was: PyTorch recomputes outside of the layer, or in another thread."""
+    before = {name: global_state.get_global_attribute(name) for name in state}
+    for name, value in state.items():
+        global_state.set_global_attribute(name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            global_state.set_global_attribute(name, value)
+
+
 def rematerialize(function: Callable, generators: list, *tensors):
     """Call `function(*tensors)`, recomputing its activations in the backward pass.
 
@@ -141,9 +156,10 @@ def rematerialize(function: Callable, generators: list, *tensors):
         What `function` returns.
     """
     seeds = [generator.next() for generator in generators]
+    state = {name: global_state.get_global_attribute(name) for name in _OF_THREAD}
 
     def replay(*tensors):
-        with _replayed(generators, seeds):
+        with _keras_state(state), _replayed(generators, seeds):
             return function(*tensors)
 
     return keras.remat(replay)(*tensors)

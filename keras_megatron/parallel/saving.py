@@ -26,7 +26,7 @@ _discarding = False
 
 @contextlib.contextmanager
 def discarded_arrays() -> Iterator[None]:
-    """Have an engine's `convert_to_numpy` give empty arrays for what is split over processes.
+    """Have an engine's `convert_to_numpy` give zeros, without memory, for what processes split.
 
     The process still takes part in putting them together for another process.
     """

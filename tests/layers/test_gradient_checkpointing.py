@@ -55,10 +55,12 @@ def backbone_with(**arguments):
     return backbone
 
 
-@pytest.mark.parametrize("rate", [0.0, 0.3])
-def test_gradients_are_the_same(rate):
+@pytest.mark.parametrize(
+    ("rate", "dtype"), [(0.0, None), (0.3, None), (0.3, "mixed_bfloat16"), (0.3, "mixed_float16")]
+)
+def test_gradients_are_the_same(rate, dtype):
     inputs = encoder_inputs(random_inputs(SMALL["vocab_size"]))
-    rates = {"dropout": rate, "attention_dropout": rate}
+    rates = {"dropout": rate, "attention_dropout": rate, "dtype": dtype}
     keras.utils.set_random_seed(3)
     kept = gradients(backbone_with(**rates), inputs)
     keras.utils.set_random_seed(3)

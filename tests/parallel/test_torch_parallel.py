@@ -52,7 +52,7 @@ def two(tmp_path_factory):
         folder,
         2,
         *("errors", "save", "matrix", "equality:1", "equality:2", "variants", "answers"),
-        *("counts:MaskedLM:1", "dropout:1", "resumable:-1"),
+        *("counts:MaskedLM:1", "dropout:1", "resumable:-1", "quantized"),
     )
     assert done.returncode == 0, done.stderr[-5000:]
     return folder, results(folder, 2)
@@ -89,6 +89,7 @@ def test_training_is_that_of_one_device(processes, task, data):
     ("variant", "limit"),
     [
         ("checkpointing", 1e-5),
+        ("thread", 1e-5),
         ("lora", 1e-5),
         ("accumulation", 1e-5),
         ("sequence", 1e-5),
@@ -98,6 +99,15 @@ def test_training_is_that_of_one_device(processes, task, data):
 def test_training_in_other_ways_is_that_of_one_device(two, variant, limit):
     for result in two[1]:
         assert max(result["variants"][variant].values()) < limit
+
+
+@pytest.mark.parametrize("mode", ["int8", "int4"])
+def test_quantized_models_are_those_of_one_device(two, mode):
+    for result in two[1]:
+        found = result["quantized"][mode]
+        assert max(found["1"], found["2"]) < 1e-5
+        assert max(found["loaded 1"], found["loaded 2"]) < found["quantization"]
+        assert found["quantization"] > 1e-3  # negative control
 
 
 @pytest.mark.parametrize("data", ["1", "2"])

@@ -1,5 +1,7 @@
 """What each process of `torch_run.py` does: training; the tests look at what it returns."""
 
+import concurrent.futures
+import contextlib
 import hashlib
 import itertools
 import math
@@ -14,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.debug import CommDebugMode
 
 from keras_megatron import parallel
+from keras_megatron.patching import patched
 
 
 def equality(folder, data: str) -> dict:
@@ -80,6 +83,7 @@ def variants(folder) -> dict:
     results = {}
     for name, task, build, compiled, scope in (
         ("checkpointing", "MaskedLM", {"gradient_checkpointing": True}, {}, {}),
+        ("thread", "MaskedLM", {"gradient_checkpointing": True}, {}, {}),
         ("bfloat16", "MaskedLM", {"dtype": "mixed_bfloat16"}, {}, {}),
         ("lora", "TextClassifier", {}, {}, {}),
         ("accumulation", "MaskedLM", {}, {"gradient_accumulation_steps": 2}, {}),
@@ -94,13 +98,47 @@ def variants(folder) -> dict:
             return models.train(model, task)
 
         expected = trained()
-        with parallel.model_parallel(**scope):
+        backward = _in_a_thread(torch.Tensor.backward) if name == "thread" else None
+        patch = patched(torch.Tensor, backward=backward) if backward else contextlib.nullcontext()
+        with parallel.model_parallel(**scope), patch:
             actual = trained()
         assert actual.keys() == expected.keys()
         results[name] = {
             "losses": _difference(actual["losses"], expected["losses"]),
             "gradients": max(_difference(actual[key], expected[key]) for key in expected),
         }
+    return results
+
+
+def _in_a_thread(function):
+    """Call a function as autograd goes backward on a GPU: in a thread that knows nothing."""
+
+    def call(*args, **kwargs):
+        with concurrent.futures.ThreadPoolExecutor(1) as threads:
+            return threads.submit(function, *args, **kwargs).result()
+
+    return call
+
+
+def quantized(folder) -> dict:
+    """Return how far quantized predictions are from one device's, and from what was saved."""
+    inputs, results = models.data("MaskedLM")[0], {}
+    for mode in ("int8", "int4"):
+        alone = models.build("MaskedLM")
+        exact = alone.logits(inputs)
+        alone.quantize(mode)
+        expected = alone.logits(inputs)
+        results[mode] = {"quantization": _difference(expected, exact)}
+        for data in (1, 2):
+            with parallel.model_parallel(data=data):
+                model = models.build("MaskedLM")
+                model.quantize(mode)
+                results[mode][str(data)] = _difference(model.logits(inputs), expected)
+                model.backbone.enable_lora(2)
+                path = folder / f"{mode}_{data}.keras"
+                model.save(path)  # the adapter, which changes nothing yet, is merged
+                loaded = keras.saving.load_model(path)
+                results[mode][f"loaded {data}"] = _difference(loaded.logits(inputs), expected)
     return results
 
 

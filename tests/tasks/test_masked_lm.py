@@ -286,6 +286,27 @@ def test_int8_answers_survive_saving(tmp_path):
     assert again[0][0]["score"] == pytest.approx(rounded[0][0]["score"], rel=1e-4)
 
 
+def test_int8_trains_as_float_does():
+    """The gradient goes through the tied head: after some steps of LoRA the losses are alike."""
+
+    def losses(quantized):
+        keras.utils.set_random_seed(0)
+        backbone = small_backbone(dropout=0.0, attention_dropout=0.0, initializer_range=0.2)
+        masked_lm = MegatronBertMaskedLM(backbone, preprocessor=None)
+        if quantized:
+            masked_lm.quantize("int8")
+        backbone.enable_lora(4)
+        masked_lm.compile(keras.optimizers.Adam(1e-2))
+        x = random_inputs(backbone.vocabulary_size)
+        y = np.take_along_axis(x["token_ids"], x["mask_positions"], axis=1)
+        return [float(np.ravel(masked_lm.train_on_batch(x, y))[0]) for _ in range(30)]
+
+    exact, rounded = losses(False), losses(True)
+    assert exact[-1] < 0.7 * exact[0]
+    assert rounded != exact
+    np.testing.assert_allclose(rounded, exact, atol=0.1)
+
+
 def test_no_text_gives_no_answer():
     assert small_masked_lm().fill_mask([]) == []
 

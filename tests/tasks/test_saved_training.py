@@ -52,3 +52,45 @@ def test_what_compile_was_given_is_kept(tmp_path):
     assert float(loaded.optimizer.learning_rate) == 0.5
     assert type(loaded.loss) is type(model.loss)
     assert "jit_compile" not in model.get_compile_config()  # that is a matter of the backend
+
+
+def freeze_all(task):
+    task.backbone.trainable = False
+
+
+def freeze_the_lower_half(task):
+    task.backbone.embeddings.trainable = False
+    task.backbone.get_layer("transformer_layer_0").trainable = False
+
+
+def thaw_a_part(task):
+    task.backbone.trainable = False
+    task.backbone.get_layer("transformer_layer_0").self_attention.query.trainable = True
+
+
+@pytest.mark.parametrize("freeze", [freeze_all, freeze_the_lower_half, thaw_a_part])
+def test_what_is_frozen_stays_so(freeze, tmp_path):
+    case = next(case for case in CASES if case.name == "TextClassifier")
+    model = case.make(seed=0)
+    every = len(model.trainable_variables)
+    freeze(model)
+    model.compile(keras.optimizers.Adam(1e-2), run_eagerly=True)
+    x, y, _ = keras.utils.unpack_x_y_sample_weight(model.preprocessor(case.x, y=case.y))
+    model.train_on_batch(x, y)
+    model.save(tmp_path / "model.keras")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # of an optimizer of other weights
+        loaded = keras.saving.load_model(tmp_path / "model.keras")
+    trained = [variable.path for variable in model.trainable_variables]
+    assert [variable.path for variable in loaded.trainable_variables] == trained
+    assert len(trained) < every
+    model.save_to_preset(tmp_path / "preset")  # which is to start from
+    preset = type(model).from_preset(str(tmp_path / "preset"))
+    assert len(preset.trainable_variables) == every
+
+
+def test_a_backbone_is_frozen_by_its_argument():
+    backbone = next(case for case in CASES if case.name == "TextClassifier").make().backbone
+    frozen = type(backbone).from_config({**backbone.get_config(), "trainable": False})
+    assert not keras.Model(frozen.input, frozen.output).trainable_variables
+    assert backbone.trainable_variables

@@ -34,6 +34,8 @@ def split_einsum(subscripts: str, *operands) -> DTensor | None:
         operand.to_local(grad_placements=gradient)
         for operand, gradient in zip(operands, gradients, strict=True)
     ]
+    if not all(share.is_floating_point() for share in shares):  # int8 would overflow
+        shares = [share.to(torch.int32) for share in shares]
     return from_share(torch.einsum(subscripts, *shares), Layout(mesh, result))
 
 

@@ -12,7 +12,7 @@ from keras.src.backend.torch.core import convert_to_tensor
 from keras.src.metrics import metrics_utils
 from keras.src.optimizers import base_optimizer
 from keras.src.random.seed_generator import draw_seed
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Replicate
 
 from keras_megatron.parallel.torch_engine.devices import Layout, distribute_data_input, from_share
 from keras_megatron.parallel.torch_engine.einsum import split_einsum
@@ -73,7 +73,14 @@ def take(x, indices, axis=None):
     """Return rows of a table; it may be split by rows."""
     table = convert_to_tensor(x)
     split = split_axis(table, 0) if table.ndim == 2 and axis == 0 else None
-    return _take(x, indices, axis) if split is None else split_lookup(table, indices, split)
+    if split is not None:
+        return split_lookup(table, indices, split)
+    indices = convert_to_tensor(indices)
+    if isinstance(table, DTensor) and not isinstance(indices, DTensor):
+        # Backward, maybe in another thread, DTensor would not take it for what each process has.
+        layout = Layout(table.device_mesh, (Replicate(),) * table.device_mesh.ndim)
+        indices = from_share(indices, layout)
+    return _take(table, indices, axis)
 
 
 def einsum(subscripts, *operands, **kwargs):

@@ -110,4 +110,6 @@ def convert_to_numpy(x) -> np.ndarray:
     if not isinstance(value, DTensor):
         return _convert_to_numpy(x)
     value = whole(value)
-    return _convert_to_numpy(value.new_empty(0) if is_discarding() else value)
+    if is_discarding():
+        value = value.new_zeros(()).expand(value.shape)
+    return _convert_to_numpy(value)
