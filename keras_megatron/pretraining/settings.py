@@ -189,8 +189,13 @@ def _check_ranges(settings: PretrainSettings) -> None:
         value = getattr(settings, name)
         if not 0 < value < math.inf:
             raise ValueError(f"{name} must be a number above 0, not {value}")
-    most = {"weight_decay": math.inf, "final_learning_rate": settings.learning_rate}
-    for name, limit in (most | dict.fromkeys(("pair_rate", "dropout"), 1)).items():
+    if settings.final_learning_rate > settings.learning_rate:
+        raise ValueError(
+            f"learning_rate={settings.learning_rate:g} is less than final_learning_rate="
+            f"{settings.final_learning_rate:g}: give both"
+        )
+    most = {"weight_decay": math.inf, "final_learning_rate": math.inf, "pair_rate": 1, "dropout": 1}
+    for name, limit in most.items():
         value = getattr(settings, name)
         if value is not None and not (0 <= value <= limit and math.isfinite(value)):
             raise ValueError(f"{name} must be from 0 to {limit:g}, not {value}")

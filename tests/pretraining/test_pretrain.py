@@ -224,7 +224,10 @@ def test_a_loss_that_is_no_number_ends_it(settings, tmp_path):
         ({"selection_rate": 2.0}, "selection_rate must be between 0 and 1, not 2"),
         ({"tokens": "/nowhere/x"}, "cannot read /nowhere/x.idx: No such file"),
         ({"batch_size": 10**6}, "fewer than a batch of 1000000"),
-        ({"learning_rate": 1e-9}, "final_learning_rate must be from 0 to 1e-09, not 1e-05"),
+        (
+            {"learning_rate": 1e-9},
+            "learning_rate=1e-09 is less than final_learning_rate=1e-05: give both",
+        ),
         ({"num_heads": 3}, "is not a multiple"),
         ({"clip": 0.0}, "clip must be a number above 0, not 0.0"),
         ({"clip": float("nan")}, "clip must be a number above 0, not nan"),
