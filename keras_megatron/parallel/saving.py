@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import keras
 import keras_hub
 from keras.src import callbacks
 from keras.src.callbacks import backup_and_restore, model_checkpoint
@@ -25,13 +26,17 @@ _discarding = False
 
 
 @contextlib.contextmanager
-def discarded_arrays() -> Iterator[None]:
-    """Have an engine's `convert_to_numpy` give zeros, without memory, for what processes split.
+def discarded_arrays(model: keras.Model) -> Iterator[None]:
+    """Have an engine's `convert_to_numpy` give empty arrays for what is split over processes.
 
-    The process still takes part in putting them together for another process.
+    The process still takes part in putting them together for another process. Where LoRA's changes
+    are merged into quantized kernels Keras computes with them: there they are whole.
     """
     global _discarding
-    _discarding = True
+    _discarding = not any(
+        getattr(layer, "lora_enabled", False) and layer.quantization_mode is not None
+        for layer in model._flatten_layers()
+    )
     try:
         yield
     finally:
@@ -107,7 +112,8 @@ def _written_once(
 
     Args:
         write: a function of (model, path, ...).
-        others: makes the context in which other processes write, to a folder that is removed.
+        others: makes of the model the context in which other processes write, to a folder that is
+            removed.
         process: as of `files_written_once`.
         barrier: as of `files_written_once`.
     """
@@ -130,7 +136,7 @@ def _written_once(
         _writing = True
         try:
             if process > 0:
-                with tempfile.TemporaryDirectory() as folder, others():
+                with tempfile.TemporaryDirectory() as folder, others(call.args[0]):
                     write_to(Path(folder) / Path(path).name)
             elif os.path.isdir(path) or not Path(path).suffix or file_utils.is_remote_path(path):
                 write_to(path)

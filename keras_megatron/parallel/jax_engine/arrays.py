@@ -73,7 +73,7 @@ def convert_to_numpy(x) -> np.ndarray:
     if _is_local(value) or value.is_fully_replicated:
         return _convert_to_numpy(value)
     array = multihost_utils.process_allgather(value, tiled=True)
-    return np.broadcast_to(np.zeros((), array.dtype), array.shape) if is_discarding() else array
+    return np.empty(0, array.dtype) if is_discarding() else array
 
 
 def _variable_as_array(self, dtype=None, copy=None) -> np.ndarray:

@@ -110,6 +110,4 @@ def convert_to_numpy(x) -> np.ndarray:
     if not isinstance(value, DTensor):
         return _convert_to_numpy(x)
     value = whole(value)
-    if is_discarding():
-        value = value.new_zeros(()).expand(value.shape)
-    return _convert_to_numpy(value)
+    return _convert_to_numpy(value.new_empty(0) if is_discarding() else value)
