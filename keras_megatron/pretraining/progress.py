@@ -27,8 +27,8 @@ class PretrainingLog(keras.callbacks.Callback):
     """Logs, measures and saves; an epoch of Keras is the steps of one line of the log.
 
     A line of `log.jsonl` has `step` (from 1, the last one that it is about); the means since the
-    line before, over all hidden tokens or pairs, of `mlm_loss`, `nsp_loss`, `mlm_accuracy` and
-    `nsp_accuracy`, and `loss`, the sum of the first two;
+    line before of `mlm_loss`, over batches, and over all hidden tokens or pairs of `nsp_loss`,
+    `mlm_accuracy` and `nsp_accuracy`, and `loss`, the sum of the first two;
     `learning_rate` of the step; `tokens_per_second`; on a device whose peak is known
     `model_flop_utilisation`; and where it was measured `held_out`, a dict of metrics. TensorBoard
     gets the same.
@@ -178,17 +178,14 @@ def pretraining_metrics() -> dict[str, list[keras.metrics.Metric]]:
 
     Keras takes the mean of the batches' losses, in which one without a pair counts as a loss of 0.
     """
-    return {
-        name: [
-            keras.metrics.SparseCategoricalAccuracy(name="accuracy"),
-            keras.metrics.SparseCategoricalCrossentropy(name="cross_entropy", from_logits=True),
-        ]
-        for name in _PARTS
-    }
+    metrics = {part: [keras.metrics.SparseCategoricalAccuracy(name="accuracy")] for part in _PARTS}
+    of_pairs = keras.metrics.SparseCategoricalCrossentropy(name="cross_entropy", from_logits=True)
+    metrics["nsp"].append(of_pairs)
+    return metrics
 
 
 def _means(logs: dict) -> dict[str, float]:
-    losses = {f"{part}_loss": float(logs[f"{part}_cross_entropy"]) for part in _PARTS}
+    losses = {"mlm_loss": float(logs["mlm_loss"]), "nsp_loss": float(logs["nsp_cross_entropy"])}
     accuracies = {name: float(logs[name]) for name in (f"{part}_accuracy" for part in _PARTS)}
     return {"loss": sum(losses.values()), **losses, **accuracies}
 

@@ -53,6 +53,7 @@ def start(settings, output, sharded: bool) -> subprocess.Popen:
             "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
             # Devices that are threads of few cores may wait for each other for ever.
             "JAX_CPU_ENABLE_ASYNC_DISPATCH": "false",
+            "NPROC": "8",  # of which XLA takes the number of its threads
         }
     elif sharded:
         start_module = ["-c", DEVICES + MAIN]
