@@ -67,9 +67,8 @@ def finetune(
 
     progress = folder.begin()
     run = _Run(job, settings, folder, model, development)
-    steps = len(batches) * settings.epochs
-    model.compile(optimizer=settings.as_recipe().optimizer(steps), jit_compile=jit_compile)
-    run.fit(batches, progress, verbose=verbose, log_every=log_every, save_every=save_every)
+    logs = {"log_every": log_every, "save_every": save_every}
+    run.fit(batches, progress, verbose, jit_compile, **logs)
     return run.finish(progress, test)
 
 
@@ -105,16 +104,19 @@ class _Run:
         self._job, self._settings, self._folder = job, settings, folder
         self._model, self._development = model, development
 
-    def fit(self, batches, progress: Progress, verbose, **log_arguments) -> None:
+    def fit(self, batches, progress: Progress, verbose, jit_compile, **log_arguments) -> None:
         """Train for the epochs that are left."""
         settings = self._settings
         steps = len(batches)
+        total_steps = steps * settings.epochs
+        recipe = settings.as_recipe()
+        self._model.compile(optimizer=recipe.optimizer(total_steps), jit_compile=jit_compile)
         log = TrainingLog(
             self._folder.path,
             progress,
             samples=(steps - 1) * settings.batch_size + _rows(batches[steps - 1]),
             batch_size=settings.batch_size,
-            schedule=settings.as_recipe().schedule(steps * settings.epochs),
+            schedule=recipe.schedule(total_steps),
             evaluate=self._evaluate,
             keep=self._keep,
             **log_arguments,

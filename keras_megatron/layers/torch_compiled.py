@@ -13,17 +13,14 @@ import torch
 from keras.src.backend.common.variables import AutocastScope
 from torch.nn import functional
 
-from keras_megatron.layers.common import gelu_approximate
-from keras_megatron.layers.torch_kernels import fused_attention, has_plain_call
+from keras_megatron.layers.torch_kernels import GELU, fused_attention, has_plain_call, value_of
 
 DEVICES = {"cuda"}  # on a CPU oneDNN's products, which cannot be compiled, are worth more
-_GELU = {keras.activations.gelu: "none", gelu_approximate: "tanh"}
 
 
 class _Form(NamedTuple):
     """What a function is compiled for, beside shapes and types."""
 
-    num_heads: int
     dropouts: tuple[float, float, float]  # on attention's probabilities, and on both blocks
     epsilons: tuple[float, float]
     gelu: str
@@ -47,10 +44,9 @@ def transform(layer, x, mask, training: bool | None):
     if not _can_be_compiled(layer):
         return None
     form = _Form(
-        layer.num_heads,
         tuple(part.rate if training else 0.0 for part in _dropouts(layer)),
         tuple(part.epsilon for part in _norms(layer)),
-        _GELU[layer.feedforward_intermediate_dense.activation],
+        GELU[layer.feedforward_intermediate_dense.activation],
         layer.apply_residual_connection_post_layernorm,
     )
     with AutocastScope(None):  # weights become those of the computation's type in what is compiled
@@ -62,7 +58,7 @@ def _can_be_compiled(layer) -> bool:
     parts = [layer.self_attention, *_dropouts(layer), *_weighted(layer)]
     return (
         not layer.has_cross_attention
-        and layer.feedforward_intermediate_dense.activation in _GELU
+        and layer.feedforward_intermediate_dense.activation in GELU
         and {part.compute_dtype for part in parts} == {layer.compute_dtype}
         and all(map(has_plain_call, parts))
         and not keras.distribution.distribution()
@@ -87,8 +83,7 @@ def _weighted(layer) -> list:
 def _weights(part) -> Iterator[torch.Tensor]:
     names = ("gamma", "beta") if hasattr(part, "gamma") else ("kernel", "bias")
     for name in names:
-        weight = getattr(part, name)  # with LoRA a tensor
-        yield weight.value if isinstance(weight, keras.Variable) else weight
+        yield value_of(getattr(part, name))
 
 
 @functools.cache

@@ -21,8 +21,8 @@ _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(
 )
 _FEW_KEYS = 256
 _orders = ContextVar("orders", default=None)  # while weights are frozen, those in another order
-# Activations that oneDNN computes with the product: its name and algorithm of each.
-_FUSED = {keras.activations.gelu: ("gelu", "none"), gelu_approximate: ("gelu", "tanh")}
+# PyTorch's and oneDNN's names of the approximation; oneDNN computes GELU with the product.
+GELU = {keras.activations.gelu: "none", gelu_approximate: "tanh"}
 
 
 @keras.saving.register_keras_serializable(package="keras_megatron")
@@ -60,7 +60,7 @@ class LayerNormalization(keras.layers.LayerNormalization):
 
     def call(self, inputs):
         """Return an array of the shape of `inputs`."""
-        gamma, beta = _value(self.gamma), _value(self.beta)
+        gamma, beta = value_of(self.gamma), value_of(self.beta)
         if not _are_plain(inputs, gamma, beta) or not inputs.dtype == gamma.dtype == beta.dtype:
             return super().call(inputs)
         return functional.layer_norm(inputs, gamma.shape, gamma, beta, self.epsilon)
@@ -71,7 +71,7 @@ def score_words(embedding: keras.layers.ReversibleEmbedding, x):
 
     What the embedding would compute in reverse; its own product does not go to oneDNN.
     """
-    table = _value(embedding.embeddings)
+    table = value_of(embedding.embeddings)
     is_plain = embedding.tie_weights and embedding.logit_soft_cap is None
     is_plain &= embedding.reverse_dtype is None and embedding.quantization_mode is None
     if not is_plain or not _are_plain(x, table) or not _can_use_onednn(x, table):
@@ -156,7 +156,7 @@ def _attend_to_few(query_BQNH, key_BKNH, value_BKNH, mask):
 
 
 def _project(layer, inputs, otherwise: Callable):
-    kernel, bias = _value(layer.kernel), _value(layer.bias)
+    kernel, bias = value_of(layer.kernel), value_of(layer.bias)
     if not _are_plain(inputs, kernel, bias):
         return otherwise(inputs)
     summed = kernel.ndim - bias.ndim
@@ -169,14 +169,14 @@ def _project(layer, inputs, otherwise: Callable):
         outputs = _Linear.apply(x, weights, bias)
     else:
         weights = _reordered(layer, weights.t(), len(x))
-        name, algorithm = _FUSED.get(activation, ("none", ""))
+        name, algorithm = ("gelu", GELU[activation]) if activation in GELU else ("none", "")
         outputs = torch.ops.mkldnn._linear_pointwise(x, weights, bias, name, [], algorithm)
-        activation = None if activation in _FUSED else activation
+        activation = None if activation in GELU else activation
     outputs = outputs.reshape(*leading, *kernel.shape[summed:])
     return outputs if activation is None else activation(outputs)
 
 
-def _value(weight) -> torch.Tensor:
+def value_of(weight) -> torch.Tensor:
     """Return the tensor of a variable, or of a kernel with LoRA, in the type of computation."""
     return weight.value if isinstance(weight, keras.Variable) else weight
 

@@ -154,14 +154,11 @@ class MegatronBertCausalLM(MegatronBertTask, keras_hub.models.CausalLM):
         _, hidden_states, cache = self.call_with_cache(token_ids, cache, 0)
 
         def next_token(prompt, cache, index):
-            last, token, is_prompt = (
-                ops.slice(array, [0, place], [ops.shape(prompt)[0], 1])
-                for array, place in (
-                    (prompt, index - 1),
-                    (prompt, index),
-                    (cache["is_prompt"], index),
-                )
-            )
+            def at(array, place):
+                return ops.slice(array, [0, place], [ops.shape(prompt)[0], 1])
+
+            last, token = at(prompt, index - 1), at(prompt, index)
+            is_prompt = at(cache["is_prompt"], index)
             logits, hidden_states, cache = self.call_with_cache(last, cache, index - 1)
             logits = ops.squeeze(logits, axis=1)
             # A beam search sums up scores: what a longer prompt has is certain.

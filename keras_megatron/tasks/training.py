@@ -74,8 +74,8 @@ class DefaultTraining:
         after this.
         """
         stored = config.get("optimizer") or {}
-        self._freeze(config.get("trainable_layers"))
-        config = {name: value for name, value in config.items() if name != "trainable_layers"}
+        config = {**config}
+        self._freeze(config.pop("trainable_layers", None))
         config = keras.saving.deserialize_keras_object(config)
         if excluded := stored.get("no_weight_decay"):
             config["optimizer"].exclude_from_weight_decay(var_names=[excluded])
