@@ -2,12 +2,14 @@
 
 import contextlib
 import inspect
+import os
 import warnings
 from collections.abc import Iterator
 
 import keras
 from keras_hub.src.utils import preset_utils
 from keras_hub.src.utils.preset_utils import (
+    MODEL_WEIGHTS_FILE,
     TASK_CONFIG_FILE,
     TASK_WEIGHTS_FILE,
     KerasPresetLoader,
@@ -60,7 +62,7 @@ class MegatronBertKerasLoader(KerasPresetLoader):
         self._all_follow = load_weights
         kwargs["dtype"] = self._resolve_dtype(self.config, kwargs)  # quantized ones are kept
         kwargs.setdefault("trainable", True)  # see `backbone_arguments`
-        with self._vocabulary(kwargs), self._reading():
+        with self._vocabulary(kwargs), self._reading(load_weights):
             return super().load_backbone(cls, load_weights, **kwargs)
 
     def load_task(self, cls: type, load_weights: bool, load_task_weights: bool, **kwargs):
@@ -69,7 +71,7 @@ class MegatronBertKerasLoader(KerasPresetLoader):
         if "num_classes" in parameters and not self._has(cls, TASK_CONFIG_FILE):
             check_class_count(None, kwargs.get("num_classes"))  # before weights are read
         stored = self._other_task(cls)
-        with self._vocabulary(kwargs), self._reading():
+        with self._vocabulary(kwargs), self._reading(load_weights):
             if stored is None:
                 heads = load_task_weights and check_file_exists(self.preset, TASK_WEIGHTS_FILE)
                 is_same = self._has(cls, TASK_CONFIG_FILE)
@@ -104,10 +106,11 @@ class MegatronBertKerasLoader(KerasPresetLoader):
         return task, heads
 
     @contextlib.contextmanager
-    def _reading(self) -> Iterator[None]:
+    def _reading(self, load_weights: bool) -> Iterator[None]:
         """Name the preset where a file of it is damaged."""
         try:
-            with mapped_weights():
+            path = os.path.join(self.preset, MODEL_WEIGHTS_FILE) if load_weights else None
+            with mapped_weights(path):
                 yield
         except OSError as error:
             raise ValueError(f"cannot read the preset {self.preset}: {error}") from error

@@ -2,7 +2,10 @@
 
 import contextlib
 import functools
+import gc
+import os
 from collections.abc import Iterator
+from contextvars import ContextVar
 
 import h5py
 import keras
@@ -11,19 +14,27 @@ from keras.src.saving import saving_lib
 
 from keras_megatron.checkpoints.mapped_files import BFLOAT16
 from keras_megatron.patching import patched
+from keras_megatron.presets.copies_ahead import SMALLEST, CopiesAhead
 
-_SMALLEST = 1 << 16  # bytes; smaller arrays are read
 _ALIGNMENT = 64  # bytes, at which XLA's CPU client uses memory of others
+_ahead: ContextVar["CopiesAhead | None"] = ContextVar("copies ahead", default=None)
 
 
 @contextlib.contextmanager
-def mapped_weights() -> Iterator[None]:
+def mapped_weights(path: str | os.PathLike | None = None) -> Iterator[None]:
     """Have Keras map large arrays of weights files into memory while this is active.
 
     HDF5 reads an array into new memory, which is then copied into the variable's: getting that
     memory takes longer than the copy. Arrays that are not mapped are read as ever: those within a
     `.keras` archive, compressed ones, and those of another byte order.
+
+    Args:
+        path: a file that will be read, if one is known: for TensorFlow a thread copies its arrays
+            while the model is built.
     """
+    if _ahead.get():
+        yield  # within another one
+        return
     read = saving_lib.H5IOStore.__getitem__
 
     def __getitem__(store, key):
@@ -33,28 +44,48 @@ def mapped_weights() -> Iterator[None]:
     # Keras 3.15 stores what attributes a class has under another name than it looks for, and makes
     # a layer for each layer of a model to find out.
     attributes = functools.cache(saving_lib.get_attr_skipset)
+    is_tensorflow = keras.config.backend() == "tensorflow"
     with (
+        CopiesAhead(path if is_tensorflow else None) as copies,
+        _no_collections() if is_tensorflow else contextlib.nullcontext(),
         patched(saving_lib.H5IOStore, __getitem__=__getitem__),
         patched(saving_lib, get_attr_skipset=attributes),
     ):
+        token = _ahead.set(copies)
+        try:
+            yield
+        finally:
+            _ahead.reset(token)
+
+
+@contextlib.contextmanager
+def _no_collections() -> Iterator[None]:
+    """Keep Python from looking for garbage: a model's many objects are none, nor TensorFlow's."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
         yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _view(store: saving_lib.H5IOStore, key: str) -> np.ndarray | None:
     """Return a view of a large array in its file; writes to it would stay in memory."""
     dataset: h5py.Dataset = saving_lib.safe_get_h5_dataset(store._h5_entry_group, key)
     offset = dataset.id.get_offset()  # None unless its numbers lie in one piece
-    if offset is None or dataset.nbytes < _SMALLEST or not dataset.dtype.isnative:
+    if offset is None or dataset.nbytes < SMALLEST or not dataset.dtype.isnative:
         return None
     dtype = BFLOAT16 if dataset.attrs.get("dtype") == "bfloat16" else dataset.dtype
     return np.memmap(dataset.file.filename, dtype, "c", offset, dataset.shape)
 
 
 def _for_backend(view: np.ndarray):
-    """Return what Keras takes, and copies once.
+    """Return what Keras takes, and copies once, or a copy that it takes as it is.
 
     JAX would keep an array that is aligned by chance, even if told not to (0.10.2), and with it the
-    file. For PyTorch Keras copies any array before it is copied into the variable.
+    file. For PyTorch Keras copies any array before it is copied into the variable. TensorFlow
+    copies any array, and once more unless the copy is aligned by chance.
     """
     backend = keras.config.backend()
     if backend == "jax" and view.ctypes.data % _ALIGNMENT == 0:
@@ -63,4 +94,10 @@ def _for_backend(view: np.ndarray):
         import torch
 
         return torch.from_numpy(view)
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        bits = view.view(np.uint16) if view.dtype == BFLOAT16 else view
+        tensor = tf.experimental.dlpack.from_dlpack(_ahead.get().take(bits).__dlpack__())
+        return tf.bitcast(tensor, tf.bfloat16) if view.dtype == BFLOAT16 else tensor
     return view

@@ -1,0 +1,67 @@
+"""Copies of the arrays of a weights file, which a thread makes before they are asked for."""
+
+import contextlib
+import mmap
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import h5py
+import numpy as np
+
+SMALLEST = 1 << 16  # bytes; smaller arrays are read by HDF5
+
+
+class CopiesAhead:
+    """Copies of the large arrays of an HDF5 file, in the order in which they lie there.
+
+    A context manager: no copy is made after it.
+
+    Args:
+        path: The file, or None for copies that are made when they are asked for. If it is no HDF5
+            file, nothing is copied ahead: who reads it says so.
+    """
+
+    def __init__(self, path: str | os.PathLike | None):
+        self._executor = ThreadPoolExecutor(1, "copies-ahead")
+        self._copies: dict[tuple[str, int], Future[np.ndarray]] = {}
+        if path and os.path.isfile(path):
+            for offset, size in sorted(_large_arrays(path).items()):
+                view = np.memmap(path, np.uint8, "r", offset, (size,))
+                self._copies[view.filename, offset] = self._executor.submit(_copy, view)
+
+    def __enter__(self) -> "CopiesAhead":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._executor.shutdown(cancel_futures=True)
+        self._copies.clear()
+
+    def take(self, view: np.memmap) -> np.ndarray:
+        """Return a copy of an array of the file, in pages of its own; it is not kept here."""
+        future = self._copies.pop((view.filename, view.offset), None)
+        copy = _copy(view) if future is None or future.cancel() else future.result()
+        return copy.view(view.dtype).reshape(view.shape)
+
+
+def _copy(view: np.memmap) -> np.ndarray:
+    # numpy would ask for huge pages, which takes longer than the copy where memory is in pieces.
+    copy = np.frombuffer(mmap.mmap(-1, view.nbytes), np.uint8)
+    copy[...] = view.reshape(-1).view(np.uint8)
+    return copy
+
+
+def _large_arrays(path: str | os.PathLike) -> dict[int, int]:
+    """Return the offsets and sizes of the arrays that lie in one piece, in bytes."""
+    found = {}
+
+    def see(name: bytes, info: h5py.h5o.ObjInfo) -> None:
+        if info.type == h5py.h5o.TYPE_DATASET:
+            dataset = h5py.h5d.open(file.id, name)
+            offset, size = dataset.get_offset(), dataset.get_storage_size()
+            if offset is not None and size >= SMALLEST:
+                found[offset] = size
+
+    no_file = contextlib.suppress(OSError, RuntimeError, ValueError, KeyError)
+    with no_file, h5py.File(path) as file:
+        h5py.h5o.visit(file.id, see, info=True)
+    return found
