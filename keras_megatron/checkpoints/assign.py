@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 import keras
 import numpy as np
 
+from keras_megatron.checkpoints.assignable import assignable
 from keras_megatron.checkpoints.mapped_files import BFLOAT16, LazyArray
 from keras_megatron.checkpoints.weight_names import Weight, model_sizes, weights
 
@@ -80,9 +81,7 @@ def assign_weights(
     assigned = 0
     for weight, variable in rows:
         array = weight.to_keras(source[weight.hugging_face].read(), variable.shape)
-        # A copy of a view of a file: a backend may keep the array, and the file can go away.
-        copy = None if array.flags.writeable else True
-        variable.assign(np.array(array, dtype=np.float32, order="C", copy=copy))
+        variable.assign(assignable(np.asarray(array, np.float32, order="C")))
         assigned += array.nbytes
         if assigned > _TRIM_EVERY:
             _return_freed_memory()
@@ -112,7 +111,9 @@ def model_weights(model: keras.Model) -> dict[str, LazyArray]:
         dtype = BFLOAT16 if variable.dtype == "bfloat16" else np.dtype(variable.dtype)
 
         def read() -> np.ndarray:
-            return weight.to_torch(keras.ops.convert_to_numpy(variable), shape).astype(dtype)
+            return weight.to_torch(keras.ops.convert_to_numpy(variable), shape).astype(
+                dtype, copy=False
+            )
 
         return LazyArray(shape, dtype, read)
 

@@ -17,7 +17,7 @@ from keras_megatron.checkpoints.sources import open_checkpoint
 from keras_megatron.checkpoints.staging import hdf5_size, reserve_space, staged_folder
 from keras_megatron.checkpoints.vocabulary_rows import choose_tokenizer, cut_padding
 from keras_megatron.checkpoints.weight_names import weights
-from keras_megatron.layers.common import weights_follow
+from keras_megatron.layers.common import start_at_random, weights_follow
 from keras_megatron.tasks.masked_lm import MegatronBertMaskedLM
 from keras_megatron.tasks.multiple_choice import MegatronBertMultipleChoice
 from keras_megatron.tasks.pretrainer import MegatronBertPretrainer
@@ -145,8 +145,10 @@ def _build(
 ) -> tuple[MegatronBertTask, list[str]]:
     """Make the model; also return the checkpoint's keys for which it has no place."""
     has_pooler = any(name.startswith("bert.pooler.") for name in checkpoint.weights)
-    with weights_follow(has_pooler):
+    with weights_follow(True):
         backbone = MegatronBertBackbone(**checkpoint.config, dtype="float32")
+    if not has_pooler:
+        start_at_random(backbone.get_layer("pooled_dense"))
     task, arguments = task_of(checkpoint)
     preprocessor = task.preprocessor_cls(tokenizer, sequence_length=backbone.max_sequence_length)
     model = task(backbone, preprocessor=preprocessor, **arguments)

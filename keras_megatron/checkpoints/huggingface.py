@@ -94,19 +94,24 @@ def keys_left_out(keys: Iterable[str], settings: Mapping, task: str) -> list[str
     return sorted(set(keys) - {row.hugging_face for row in rows if row.part in taken})
 
 
-def check_folder(folder: str | os.PathLike, arguments: Mapping) -> None:
+def check_folder(folder: str | os.PathLike, arguments: Mapping) -> bool:
     """Check that a folder has a backbone's weights, before one of such a size takes memory.
 
     Args:
         folder: As of `load_weights`.
         arguments: Of `MegatronBertBackbone`.
 
+    Returns:
+        Whether it has the pooler's too.
+
     Raises:
         ValueError: a weight is missing or of another shape, or a file cannot be read.
     """
     rows = weights(arguments["num_layers"], arguments["cross_attention"])
     encoder = (row for row in rows if row.part == "backbone")
-    check_weights(open_weights(folder), encoder, model_sizes(arguments), "hugging_face")
+    source = open_weights(folder)
+    check_weights(source, encoder, model_sizes(arguments), "hugging_face")
+    return any(name.startswith("bert.pooler.") for name in source)
 
 
 def open_weights(folder: str | os.PathLike) -> dict[str, LazyArray]:

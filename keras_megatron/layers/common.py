@@ -69,6 +69,12 @@ def weights_follow(all_of_them: bool) -> Iterator[None]:
         _zeros.reset(token)
 
 
+def start_at_random(dense: keras.layers.Dense) -> None:
+    """Give a layer that was made while weights follow the kernel that it would have had."""
+    kernel = dense.kernel
+    kernel.assign(dense.kernel_initializer(kernel.shape, kernel.dtype))
+
+
 @keras.saving.register_keras_serializable(package="keras_megatron", name="Normal")
 class _Normal(keras.initializers.RandomNormal):
     def __call__(self, shape, dtype=None):

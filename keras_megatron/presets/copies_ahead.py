@@ -1,12 +1,13 @@
 """Copies of the arrays of a weights file, which a thread makes before they are asked for."""
 
 import contextlib
-import mmap
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import h5py
 import numpy as np
+
+from keras_megatron.checkpoints.assignable import copy_to_pages
 
 SMALLEST = 1 << 16  # bytes; smaller arrays are read by HDF5
 
@@ -27,7 +28,7 @@ class CopiesAhead:
         if path and os.path.isfile(path):
             for offset, size in sorted(_large_arrays(path).items()):
                 view = np.memmap(path, np.uint8, "r", offset, (size,))
-                self._copies[view.filename, offset] = self._executor.submit(_copy, view)
+                self._copies[view.filename, offset] = self._executor.submit(copy_to_pages, view)
 
     def __enter__(self) -> "CopiesAhead":
         return self
@@ -36,18 +37,12 @@ class CopiesAhead:
         self._executor.shutdown(cancel_futures=True)
         self._copies.clear()
 
-    def take(self, view: np.memmap) -> np.ndarray:
-        """Return a copy of an array of the file, in pages of its own; it is not kept here."""
+    def take(self, view: np.memmap) -> np.ndarray | None:
+        """Return the copy of an array of the file, which is not kept here, if there is one."""
         future = self._copies.pop((view.filename, view.offset), None)
-        copy = _copy(view) if future is None or future.cancel() else future.result()
-        return copy.view(view.dtype).reshape(view.shape)
-
-
-def _copy(view: np.memmap) -> np.ndarray:
-    # numpy would ask for huge pages, which takes longer than the copy where memory is in pieces.
-    copy = np.frombuffer(mmap.mmap(-1, view.nbytes), np.uint8)
-    copy[...] = view.reshape(-1).view(np.uint8)
-    return copy
+        if future is None or future.cancel():
+            return None  # who asks is faster
+        return future.result().view(view.dtype).reshape(view.shape)
 
 
 def _large_arrays(path: str | os.PathLike) -> dict[int, int]:

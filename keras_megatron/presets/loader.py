@@ -23,6 +23,7 @@ from keras_megatron.checkpoints import (
     task_arguments,
 )
 from keras_megatron.checkpoints.padded_vocabulary import check_rows
+from keras_megatron.layers.common import start_at_random, weights_follow
 from keras_megatron.presets.cache import converted_weights
 from keras_megatron.presets.hugging_face import (
     has_tokenizer,
@@ -55,6 +56,7 @@ class MegatronBertPresetLoader(PresetLoader):
         super().__init__(preset, config)
         self.named = find(preset)
         self._for_task = False  # whether load_task asks for the backbone
+        self._has_pooler = None  # whether the weights do, if weights are loaded
         if self.named and os.path.isdir(preset):
             warnings.warn(
                 f"{preset!r} is taken for the preset of this name: use './{preset}' for the folder",
@@ -79,7 +81,10 @@ class MegatronBertPresetLoader(PresetLoader):
                 "ways: call it with causal=True, or load MegatronBertCausalLM",
                 stacklevel=3,  # the caller of from_preset
             )
-        backbone = cls(**{**backbone_config(self.config), **kwargs})
+        with weights_follow(self._has_pooler is not None):
+            backbone = cls(**{**backbone_config(self.config), **kwargs})
+        if self._has_pooler is False:
+            start_at_random(backbone.get_layer("pooled_dense"))
         if load_weights:
             self._fill(backbone)
         return backbone
@@ -146,7 +151,7 @@ class MegatronBertPresetLoader(PresetLoader):
 
     def _check(self) -> None:
         """Check the weights before a model takes memory for what config.json claims."""
-        check_folder(local_folder(self.preset), backbone_config(self.config))
+        self._has_pooler = check_folder(local_folder(self.preset), backbone_config(self.config))
 
     def _fill(self, model) -> None:
         unused = load_weights(model, local_folder(self.preset))

@@ -12,11 +12,11 @@ import keras
 import numpy as np
 from keras.src.saving import saving_lib
 
+from keras_megatron.checkpoints.assignable import assignable
 from keras_megatron.checkpoints.mapped_files import BFLOAT16
 from keras_megatron.patching import patched
 from keras_megatron.presets.copies_ahead import SMALLEST, CopiesAhead
 
-_ALIGNMENT = 64  # bytes, at which XLA's CPU client uses memory of others
 _ahead: ContextVar["CopiesAhead | None"] = ContextVar("copies ahead", default=None)
 
 
@@ -39,15 +39,14 @@ def mapped_weights(path: str | os.PathLike | None = None) -> Iterator[None]:
 
     def __getitem__(store, key):
         view = None if store.archive else _view(store, key)
-        return read(store, key) if view is None else _for_backend(view)
+        return read(store, key) if view is None else assignable(view, copies.take(view))
 
     # Keras 3.15 stores what attributes a class has under another name than it looks for, and makes
     # a layer for each layer of a model to find out.
     attributes = functools.cache(saving_lib.get_attr_skipset)
-    is_tensorflow = keras.config.backend() == "tensorflow"
     with (
-        CopiesAhead(path if is_tensorflow else None) as copies,
-        _no_collections() if is_tensorflow else contextlib.nullcontext(),
+        CopiesAhead(None if keras.config.backend() == "torch" else path) as copies,
+        _no_collections(),
         patched(saving_lib.H5IOStore, __getitem__=__getitem__),
         patched(saving_lib, get_attr_skipset=attributes),
     ):
@@ -78,26 +77,3 @@ def _view(store: saving_lib.H5IOStore, key: str) -> np.ndarray | None:
         return None
     dtype = BFLOAT16 if dataset.attrs.get("dtype") == "bfloat16" else dataset.dtype
     return np.memmap(dataset.file.filename, dtype, "c", offset, dataset.shape)
-
-
-def _for_backend(view: np.ndarray):
-    """Return what Keras takes, and copies once, or a copy that it takes as it is.
-
-    JAX would keep an array that is aligned by chance, even if told not to (0.10.2), and with it the
-    file. For PyTorch Keras copies any array before it is copied into the variable. TensorFlow
-    copies any array, and once more unless the copy is aligned by chance.
-    """
-    backend = keras.config.backend()
-    if backend == "jax" and view.ctypes.data % _ALIGNMENT == 0:
-        return np.array(view)
-    if backend == "torch" and view.dtype != BFLOAT16:
-        import torch
-
-        return torch.from_numpy(view)
-    if backend == "tensorflow":
-        import tensorflow as tf
-
-        bits = view.view(np.uint16) if view.dtype == BFLOAT16 else view
-        tensor = tf.experimental.dlpack.from_dlpack(_ahead.get().take(bits).__dlpack__())
-        return tf.bitcast(tensor, tf.bfloat16) if view.dtype == BFLOAT16 else tensor
-    return view

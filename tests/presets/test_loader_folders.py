@@ -72,6 +72,14 @@ def test_keras_hub_finds_the_classes_by_folder(hf_folder, tmp_path):
     assert preprocessor.sequence_length == 64
 
 
+def test_a_pooler_that_is_not_there_starts_at_random(hf_folder):
+    with pytest.warns(UserWarning, match="no pooler"):
+        backbone = MegatronBertBackbone.from_preset(str(hf_folder))
+    kernel = keras.ops.convert_to_numpy(backbone.get_layer("pooled_dense").kernel)
+    assert kernel.std() == pytest.approx(backbone.initializer_range, rel=0.2)
+    assert_same_table(backbone)
+
+
 def test_a_decoder_is_no_encoder(hf_folder, tmp_path):
     config = json.loads((hf_folder / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "is_decoder": True}))

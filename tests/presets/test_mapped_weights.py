@@ -10,7 +10,7 @@ from models import small_backbone
 from test_loading import largest_difference, small_preset
 
 from keras_megatron import MegatronBertMaskedLM
-from keras_megatron.presets import mapped_weights
+from keras_megatron.presets import copies_ahead, mapped_weights
 
 FILE = "model.weights.h5"
 
@@ -26,7 +26,8 @@ def mapped(monkeypatch):
         return array
 
     monkeypatch.setattr(mapped_weights, "_view", watched)
-    monkeypatch.setattr(mapped_weights, "_SMALLEST", 1)
+    for module in (mapped_weights, copies_ahead):
+        monkeypatch.setattr(module, "SMALLEST", 1)
     return shapes
 
 

@@ -1,0 +1,53 @@
+"""Arrays as variables take them on each backend: copied once into memory of the variable's own."""
+
+import mmap
+
+import keras
+import numpy as np
+
+from keras_megatron.checkpoints.mapped_files import BFLOAT16
+
+
+def assignable(array: np.ndarray, pages: np.ndarray | None = None):
+    """Return an array as something that `keras.Variable.assign` copies once, or takes as it is.
+
+    Keras copies an array for PyTorch before it is copied into the variable. TensorFlow and JAX take
+    an array as it is if it is aligned, JAX even a view of a file: they get pages of their own.
+
+    Args:
+        array: Any; it is not kept.
+        pages: A copy of it made by `copy_to_pages`.
+    """
+    backend = keras.config.backend()
+    if backend == "torch":
+        import torch
+
+        is_taken = array.dtype != BFLOAT16 and array.flags.writeable
+        return torch.from_numpy(array) if is_taken else array
+    if not array.nbytes:
+        return array
+    pages = copy_to_pages(array) if pages is None else pages
+    return pages if backend == "jax" else _tensor(pages)
+
+
+def copy_to_pages(array: np.ndarray) -> np.ndarray:
+    """Copy an array into pages of its own.
+
+    numpy would ask for huge pages, which takes longer than the copy where memory is in pieces.
+    """
+    memory = mmap.mmap(
+        -1, array.nbytes, access=mmap.ACCESS_COPY
+    )  # not shared with forked processes
+    copy = np.frombuffer(memory, array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+def _tensor(pages: np.ndarray):
+    """Return pages as a tensor; `tf.convert_to_tensor` would copy them."""
+    import tensorflow as tf
+
+    from_numpy = tf.experimental.dlpack.from_dlpack
+    if pages.dtype == BFLOAT16:  # which DLPack does not have in numpy
+        return tf.bitcast(from_numpy(pages.view(np.uint16).__dlpack__()), tf.bfloat16)
+    return from_numpy(pages.__dlpack__())
