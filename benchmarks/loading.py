@@ -101,6 +101,9 @@ def loading(layers: int) -> None:
             preset = folder / f"preset_{backend}"
             work = f"model = MegatronBertMaskedLM.from_preset({str(preset)!r})"
             row(f"from_preset, {backend}", measure(ours, work, backend))
+        for backend in BACKENDS:
+            work = f"model = MegatronBertMaskedLM.from_preset({str(folder / 'huggingface')!r})"
+            row(f"from_preset, Hugging Face folder, {backend}", measure(ours, work, backend))
         work = f"model = MegatronBertForMaskedLM.from_pretrained({str(folder / 'huggingface')!r})"
         work += "\nsum(p.sum().item() for p in model.parameters())  # read what was only mapped"
         theirs = "from transformers import MegatronBertForMaskedLM"
