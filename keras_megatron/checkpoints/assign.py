@@ -111,9 +111,8 @@ def model_weights(model: keras.Model) -> dict[str, LazyArray]:
         dtype = BFLOAT16 if variable.dtype == "bfloat16" else np.dtype(variable.dtype)
 
         def read() -> np.ndarray:
-            return weight.to_torch(keras.ops.convert_to_numpy(variable), shape).astype(
-                dtype, copy=False
-            )
+            array = weight.to_torch(keras.ops.convert_to_numpy(variable), shape)
+            return array.astype(dtype, copy=False)
 
         return LazyArray(shape, dtype, read)
 

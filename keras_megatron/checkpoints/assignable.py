@@ -35,12 +35,26 @@ def copy_to_pages(array: np.ndarray) -> np.ndarray:
 
     numpy would ask for huge pages, which takes longer than the copy where memory is in pieces.
     """
-    memory = mmap.mmap(
-        -1, array.nbytes, access=mmap.ACCESS_COPY
-    )  # not shared with forked processes
+    # Not shared with processes that are forked, as it would be by default.
+    memory = mmap.mmap(-1, array.nbytes, access=mmap.ACCESS_COPY)
     copy = np.frombuffer(memory, array.dtype).reshape(array.shape)
     copy[...] = array
     return copy
+
+
+def keeps_pages() -> bool:
+    """Say whether variables take pages as they are: not if they are on a GPU, or shared out."""
+    if keras.distribution.distribution():
+        return False
+    if keras.config.backend() == "jax":
+        import jax
+
+        return jax.default_backend() == "cpu"
+    if keras.config.backend() == "tensorflow":
+        import tensorflow as tf
+
+        return not tf.config.get_visible_devices("GPU")
+    return False
 
 
 def _tensor(pages: np.ndarray):

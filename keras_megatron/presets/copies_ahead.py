@@ -26,9 +26,11 @@ class CopiesAhead:
         self._executor = ThreadPoolExecutor(1, "copies-ahead")
         self._copies: dict[tuple[str, int], Future[np.ndarray]] = {}
         if path and os.path.isfile(path):
-            for offset, size in sorted(_large_arrays(path).items()):
-                view = np.memmap(path, np.uint8, "r", offset, (size,))
-                self._copies[view.filename, offset] = self._executor.submit(copy_to_pages, view)
+            arrays = sorted(_large_arrays(path).items())
+            file = np.memmap(path, np.uint8, "r") if arrays else None
+            for offset, size in arrays:
+                view = file[offset : offset + size]
+                self._copies[file.filename, offset] = self._executor.submit(copy_to_pages, view)
 
     def __enter__(self) -> "CopiesAhead":
         return self

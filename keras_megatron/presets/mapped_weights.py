@@ -8,16 +8,15 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 
 import h5py
-import keras
 import numpy as np
 from keras.src.saving import saving_lib
 
-from keras_megatron.checkpoints.assignable import assignable
+from keras_megatron.checkpoints.assignable import assignable, keeps_pages
 from keras_megatron.checkpoints.mapped_files import BFLOAT16
 from keras_megatron.patching import patched
 from keras_megatron.presets.copies_ahead import SMALLEST, CopiesAhead
 
-_ahead: ContextVar["CopiesAhead | None"] = ContextVar("copies ahead", default=None)
+_is_active = ContextVar("mapped weights", default=False)
 
 
 @contextlib.contextmanager
@@ -29,10 +28,10 @@ def mapped_weights(path: str | os.PathLike | None = None) -> Iterator[None]:
     `.keras` archive, compressed ones, and those of another byte order.
 
     Args:
-        path: a file that will be read, if one is known: for TensorFlow a thread copies its arrays
-            while the model is built.
+        path: a file that will be read, if one is known: for JAX and TensorFlow a thread copies its
+            arrays while the model is built.
     """
-    if _ahead.get():
+    if _is_active.get():
         yield  # within another one
         return
     read = saving_lib.H5IOStore.__getitem__
@@ -45,16 +44,16 @@ def mapped_weights(path: str | os.PathLike | None = None) -> Iterator[None]:
     # a layer for each layer of a model to find out.
     attributes = functools.cache(saving_lib.get_attr_skipset)
     with (
-        CopiesAhead(None if keras.config.backend() == "torch" else path) as copies,
+        CopiesAhead(path if keeps_pages() else None) as copies,
         _no_collections(),
         patched(saving_lib.H5IOStore, __getitem__=__getitem__),
         patched(saving_lib, get_attr_skipset=attributes),
     ):
-        token = _ahead.set(copies)
+        token = _is_active.set(True)
         try:
             yield
         finally:
-            _ahead.reset(token)
+            _is_active.reset(token)
 
 
 @contextlib.contextmanager
