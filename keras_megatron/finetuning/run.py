@@ -125,9 +125,8 @@ class _Run:
         if progress.step:
             done = f"{progress.step} of {steps} steps of epoch {progress.epoch + 1}"
             print(f"going on after {done}", flush=True)
-        if (
-            progress.epoch or progress.step
-        ):  # TensorFlow makes the variables that the state has at the first step
+        # TensorFlow makes the variables that the state has at the first step.
+        if progress.epoch or progress.step:
             self._model.optimizer.build(self._model.trainable_variables)
             self._model.evaluate(batches[:1], verbose=0)
         while progress.epoch < settings.epochs:
