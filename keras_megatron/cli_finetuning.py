@@ -122,4 +122,4 @@ def predict(
 
 
 def _names(columns: str | None) -> tuple[str, ...] | None:
-    return tuple(columns.split(",")) if columns else None
+    return tuple(name.strip() for name in columns.split(",")) if columns else None

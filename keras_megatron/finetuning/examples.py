@@ -8,7 +8,7 @@ from keras_megatron.finetuning.labels import integer_label
 from keras_megatron.finetuning.records import Record
 from keras_megatron.finetuning.squad_files import check_answers
 
-NO_TEXT = ("split", "label", "id")  # what the other columns of a table are
+NO_TEXT = ("split", "label", "id", "idx", "index", "guid")  # what the other columns of a table are
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,7 @@ from keras_hub.src.utils.preset_utils import check_file_exists, get_file, load_j
 
 from keras_megatron.checkpoints.huggingface import read_json
 from keras_megatron.checkpoints.huggingface_config import short
+from keras_megatron.tokenization.vocabulary import SPECIAL_TOKENS
 
 VOCABULARY_FILE = "vocab.txt"  # one piece a line
 TOKENIZER_FILE = "tokenizer.json"  # of the `tokenizers` library; transformers 5 writes only this
@@ -133,6 +134,12 @@ def _pieces(preset: str, content: dict) -> list[str]:
         pieces = sorted(ids, key=ids.get)
     except (TypeError, KeyError) as error:
         raise ValueError(f"{preset}/{TOKENIZER_FILE} has no table of pieces and ids") from error
+    split = sorted(word for word in set(added) - set(SPECIAL_TOKENS) if not word.isalnum())
+    if split:
+        raise ValueError(
+            f"the tokenizer in {preset} has tokens added that WordPiece splits, {split[0]!r}: load "
+            "the model with preprocessor=None, and give it ids"
+        )
     if [ids[piece] for piece in pieces] != list(range(len(pieces))):
         raise ValueError(f"the ids in {preset}/{TOKENIZER_FILE} are not 0 to {len(pieces) - 1}")
     return pieces

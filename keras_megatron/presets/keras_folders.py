@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 import os
+import threading
 import warnings
 from collections.abc import Iterator
 
@@ -30,6 +31,8 @@ from keras_megatron.tasks.task import MegatronBertTask
 
 # Heads that several tasks have, and that mean the same in each.
 _SHARED = ("mlm_head/", "binary_head/")
+# What is changed of Keras while a preset is loaded is changed for all threads.
+_ONE_AT_A_TIME = threading.RLock()
 
 
 def backbone_arguments(self, **kwargs) -> tuple[dict, dict]:
@@ -62,7 +65,7 @@ class MegatronBertKerasLoader(KerasPresetLoader):
         self._all_follow = load_weights
         kwargs["dtype"] = self._resolve_dtype(self.config, kwargs)  # quantized ones are kept
         kwargs.setdefault("trainable", True)  # see `backbone_arguments`
-        with self._vocabulary(kwargs), self._reading(load_weights):
+        with _ONE_AT_A_TIME, self._vocabulary(kwargs), self._reading(load_weights):
             return super().load_backbone(cls, load_weights, **kwargs)
 
     def load_task(self, cls: type, load_weights: bool, load_task_weights: bool, **kwargs):
@@ -71,7 +74,7 @@ class MegatronBertKerasLoader(KerasPresetLoader):
         if "num_classes" in parameters and not self._has(cls, TASK_CONFIG_FILE):
             check_class_count(None, kwargs.get("num_classes"))  # before weights are read
         stored = self._other_task(cls)
-        with self._vocabulary(kwargs), self._reading(load_weights):
+        with _ONE_AT_A_TIME, self._vocabulary(kwargs), self._reading(load_weights):
             if stored is None:
                 heads = load_task_weights and check_file_exists(self.preset, TASK_WEIGHTS_FILE)
                 is_same = self._has(cls, TASK_CONFIG_FILE)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import keras
 from keras_hub.src.utils.preset_utils import check_file_exists, load_json
@@ -73,7 +74,13 @@ def class_of(preset: str) -> type:
 
 def is_quantized(preset: str) -> bool:
     """Say whether a Keras preset's weights are stored in int8 or int4."""
-    return '"mode":' in json.dumps(_stored_policy(preset))  # of a policy, or of some in a map
+    return bool(quantization_modes(preset))
+
+
+def quantization_modes(preset: str) -> set[str]:
+    """Return what a Keras preset's weights are stored in beside floats: int8, int4, or nothing."""
+    # Of a policy, or of some in a map; int4's is "int4/128", with the size of its blocks.
+    return set(re.findall(r'"mode": "([^"/]*)', json.dumps(_stored_policy(preset))))
 
 
 def stored_dtype(preset: str) -> str:

@@ -4,6 +4,11 @@ Each sample is whole sentences of one document, in two parts that are swapped ha
 (sentence order, as in ALBERT; arXiv 1909.08053, section 4.1), with n-grams of whole words hidden.
 """
 
+import functools
+import os
+import threading
+import time
+
 import grain
 import numpy as np
 from absl import flags
@@ -215,4 +220,18 @@ def prefetched(batches: grain.MapDataset, workers: int = 0) -> grain.IterDataset
         flags.FLAGS.mark_as_parsed()
     one_thread = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)  # each: Python is busy
     iterated = batches.to_iter_dataset(one_thread)
-    return iterated.mp_prefetch(grain.multiprocessing.MultiprocessingOptions(workers))
+    return iterated.mp_prefetch(
+        grain.multiprocessing.MultiprocessingOptions(workers),
+        worker_init_fn=functools.partial(_end_with_trainer, os.getpid()),
+    )
+
+
+def _end_with_trainer(trainer: int, index: int, workers: int) -> None:
+    """End a worker soon after its trainer, which may be killed; Grain's would wait for ever."""
+
+    def watch():
+        while os.getppid() == trainer:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

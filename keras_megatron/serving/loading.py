@@ -2,7 +2,7 @@
 
 import keras
 
-from keras_megatron.presets.stored_task import class_of, is_quantized
+from keras_megatron.presets.stored_task import class_of, quantization_modes
 from keras_megatron.serving.settings import ExportSettings
 
 
@@ -20,9 +20,9 @@ def load(preset: str, settings: ExportSettings, dtype: str):
     """
     cls = class_of(preset)
     settings.check_task(cls.__name__)
-    if not is_quantized(preset):
+    if not quantization_modes(preset):
         return cls.from_preset(preset, dtype=dtype)
-    if settings.precision not in (None, "int8"):
+    if settings.precision and quantization_modes(preset) != {settings.precision}:
         raise ValueError(
             f"{preset} has quantized weights: export it as it is, without "
             f"precision={settings.precision!r}"

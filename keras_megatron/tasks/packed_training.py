@@ -18,7 +18,7 @@ def pack_batches(task, batches: grain.MapDataset) -> grain.MapDataset:
 
     A batch keeps its samples, and its loss is the mean over the same labels. It is left as it is if
     the loss looks at padding, if a distribution decides where rows go, or if outputs are for tokens
-    or masks and the loss is not the task's own, which may look at shapes.
+    or masks and loss or metrics are not the task's own: they may look at shapes, or at samples.
 
     Args:
         task: a `MegatronBertTask`.
@@ -27,7 +27,7 @@ def pack_batches(task, batches: grain.MapDataset) -> grain.MapDataset:
     if not task.packs_training or not len(batches) or keras.distribution.distribution():
         return batches
     kinds = task.outputs_for
-    if kinds != "documents" and not task.has_default_loss():
+    if kinds != "documents" and not (task.has_default_loss() and task.has_measures_of_elements()):
         return batches
     first, *_ = keras.utils.unpack_x_y_sample_weight(batches[0])
     if not can_be_packed(first):

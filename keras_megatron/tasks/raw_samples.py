@@ -133,10 +133,18 @@ class RawSamples:
 
     def train_on_batch(self, x, y=None, sample_weight=None, class_weight=None, **kwargs):
         """Train on one batch; see `keras.Model.train_on_batch`, and `fit` for `class_weight`."""
+        x, y, sample_weight = by_position((x, y, sample_weight))
+        _, y = self._check_data(x, y, sample_weight)
         weights = {"sample_weight": sample_weight}
         if class_weight:
             weights["class_weight"] = class_weights(self, class_weight)
         return super().train_on_batch(x, y, **weights, **kwargs)
+
+    def test_on_batch(self, x, y=None, sample_weight=None, **kwargs):
+        """Measure loss and metrics of one batch; see `keras.Model.test_on_batch`."""
+        x, y, sample_weight = by_position((x, y, sample_weight))
+        _, y = self._check_data(x, y, sample_weight)
+        return super().test_on_batch(x, y, sample_weight=sample_weight, **kwargs)
 
     def _check_data(self, x, y=None, sample_weight=None, needs_labels=True) -> tuple[bool, Any]:
         """Check samples, or ids, with their labels.
@@ -162,7 +170,7 @@ class RawSamples:
                 raise ValueError(
                     f"{type(self).__name__} makes its labels from the texts: give no y"
                 )
-            if y is not None:
+            if y is not None and self.has_usual_loss():
                 self.check_labels(y)
             check_lengths(as_columns(x), y, sample_weight)
         elif ids and y is not None:

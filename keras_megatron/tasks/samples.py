@@ -8,17 +8,23 @@ import numpy as np
 
 
 def by_position(values):
-    """Return values as fit takes them, a Series (pandas, polars) as an array.
+    """Return values as fit takes them, columns of other libraries as arrays.
 
     A Series counts by its own index: after a split or a sort, `series[0]` is not its first value.
 
     Args:
-        values: a list, an array, a Series, or a (nested) tuple of these; what else it may be stays
-            as it is.
+        values: a list, an array, a column of pandas or polars, strings of TensorFlow, or a (nested)
+            tuple of these; what else it may be stays as it is.
     """
     if isinstance(values, tuple):
         return tuple(by_position(part) for part in values)
-    return values.to_numpy() if type(values).__name__ == "Series" else values
+    if len(getattr(values, "shape", ())) != 1:
+        return values
+    if hasattr(values, "to_numpy"):
+        return values.to_numpy()
+    if getattr(values.dtype, "name", "") == "string":  # TensorFlow's
+        return [text.decode() for text in values.numpy()]
+    return values
 
 
 def is_raw(x) -> bool:

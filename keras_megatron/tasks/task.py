@@ -82,7 +82,12 @@ class MegatronBertTask(StreamedSamples, RawSamples, DefaultTraining):
         Returns:
             The model's outputs for all rows, float32. Those for tokens may be 0 where there is
             padding: rows are packed if that saves work.
+
+        Raises:
+            ValueError: there are no rows, or an id has no place in the model.
         """
+        if not all(len(array) for array in inputs.values()):
+            raise ValueError("there are no rows: give at least one")
         self.backbone.check_inputs(inputs)
         return packed_rows.run(self, inputs, batch_size)
 

@@ -44,6 +44,7 @@ class DefaultTraining:
                 if isinstance(layer, MegatronBertLayer):
                     layer.is_compiled = jit_compile is True
             jit_compile = False  # of the whole step: it takes minutes, and most of it is left out
+        self._compile_loss = self._compile_metrics = None  # which Keras keeps where None is given
         super().compile(optimizer=optimizer, loss=loss, jit_compile=jit_compile, **given, **kwargs)
 
     def get_compile_config(self) -> dict:
@@ -55,15 +56,14 @@ class DefaultTraining:
         """
         config = {**super().get_compile_config()}
         config.pop("jit_compile", None)
-        flags = [layer.trainable for layer in self._flatten_layers()]
-        if config and not all(flags) and not self._has_lora():
-            config["trainable_layers"] = flags
         if config and self.optimizer:
             optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
             excluded = getattr(optimizer, "_exclude_from_weight_decay_pattern", None)
             # Within the optimizer's own, where Keras leaves out what it does not know: a clone is
             # compiled by a class that knows nothing of it.
             own = {"no_weight_decay": excluded and excluded.pattern, "is_built": optimizer.built}
+            if not self._has_lora():
+                own["frozen_weights"] = self._frozen_weights()
             config["optimizer"] = {**config["optimizer"], **own}
         return config
 
@@ -74,11 +74,12 @@ class DefaultTraining:
         after this.
         """
         stored = config.get("optimizer") or {}
-        config = {**config}
-        self._freeze(config.pop("trainable_layers", None))
+        self._freeze(stored.get("frozen_weights", []))
         config = keras.saving.deserialize_keras_object(config)
         if excluded := stored.get("no_weight_decay"):
-            config["optimizer"].exclude_from_weight_decay(var_names=[excluded])
+            optimizer = config["optimizer"]
+            optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+            optimizer.exclude_from_weight_decay(var_names=[excluded])
         self.compile(**config)
         if stored.get("is_built"):
             self.optimizer.build(self.trainable_variables)
@@ -86,11 +87,19 @@ class DefaultTraining:
     def _has_lora(self) -> bool:
         return any(getattr(layer, "lora_enabled", False) for layer in self._flatten_layers())
 
-    def _freeze(self, flags: list[bool] | None) -> None:
-        layers = self._flatten_layers()
-        if flags is not None and len(flags) == len(layers):
-            for layer, flag in zip(layers, flags, strict=True):  # a layer before those within it
-                layer.trainable = flag
+    def _frozen_weights(self) -> list[str]:
+        """Return the paths of weights in frozen layers; the order of layers is each backend's."""
+        own = (weight for layer in self._flatten_layers() for weight in layer._trainable_variables)
+        return sorted({weight.path for weight in own if not weight.trainable})
+
+    def _freeze(self, paths: list[str]) -> None:
+        """Freeze weights, and the layers that have no others of their own."""
+        for layer in self._flatten_layers():
+            own = layer._trainable_variables
+            for weight in own:
+                weight.trainable = weight.path not in paths
+            if own:  # set so, it does not reach the layers within
+                layer._trainable = any(weight.trainable for weight in own)
 
     def has_usual_loss(self) -> bool:
         """Say whether the loss takes the task's labels: it is the default one, or a cross entropy.
@@ -110,6 +119,23 @@ class DefaultTraining:
             )
         )
         return losses == default
+
+    def has_measures_of_elements(self) -> bool:
+        """Say whether all metrics are the default ones, or weighted means over labels.
+
+        Others may look at a sample's labels together, or at padding.
+        """
+        given = self._compile_metrics
+        if given is None:
+            return True
+        default = keras.tree.flatten(list(self.default_metrics().values()))
+        types = {type(metric) for metric in default if isinstance(metric, keras.metrics.Metric)}
+        weighted = keras.tree.flatten(given._user_weighted_metrics)
+        plain = keras.tree.flatten(given._user_metrics)
+        return not any(plain) and all(
+            type(metric) in types or isinstance(metric, keras.metrics.MeanMetricWrapper)
+            for metric in weighted
+        )
 
     # === Hooks ===
 

@@ -1,5 +1,8 @@
 """A model that is loaded from a `.keras` file goes on training where it was."""
 
+import os
+import subprocess
+import sys
 import warnings
 
 import keras
@@ -87,6 +90,58 @@ def test_what_is_frozen_stays_so(freeze, tmp_path):
     model.save_to_preset(tmp_path / "preset")  # which is to start from
     preset = type(model).from_preset(str(tmp_path / "preset"))
     assert len(preset.trainable_variables) == every
+
+
+_OTHER_BACKEND = """
+import sys, keras
+import keras_megatron
+model = keras.saving.load_model(sys.argv[1])
+print(*sorted(variable.path for variable in model.trainable_variables), sep="\\n")
+"""
+
+
+@pytest.mark.parametrize("with_preprocessor", [True, False])
+def test_what_is_frozen_stays_so_on_another_backend(with_preprocessor, tmp_path):
+    """Backends list layers in other orders."""
+    model = next(case for case in CASES if case.name == "TextClassifier").make()
+    if not with_preprocessor:
+        model = type(model)(model.backbone, num_classes=2, preprocessor=None)
+    freeze_the_lower_half(model)
+    model.compile()
+    model.optimizer.build(model.trainable_variables)
+    model.save(tmp_path / "model.keras")
+    other = "torch" if keras.config.backend() == "jax" else "jax"
+    found = subprocess.run(
+        [sys.executable, "-c", _OTHER_BACKEND, str(tmp_path / "model.keras")],
+        env={**os.environ, "KERAS_BACKEND": other},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    ).stdout.split()
+    assert found == sorted(variable.path for variable in model.trainable_variables)
+
+
+def test_weights_without_decay_stay_so_below_loss_scaling(tmp_path):
+    model = next(case for case in CASES if case.name == "TextClassifier").make()
+    model.compile(keras.optimizers.LossScaleOptimizer(adamw(1e-2, 9)))
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    for task in (model, loaded):
+        decayed = [
+            v
+            for v in task.trainable_variables
+            if task.optimizer.inner_optimizer._use_weight_decay(v)
+        ]
+        assert decayed
+        assert not [v.path for v in decayed if v.path.endswith("bias")]
+
+
+def test_nothing_is_measured_if_nothing_is_asked():
+    model = next(case for case in CASES if case.name == "TextClassifier").make()
+    model.compile(loss="mse", metrics=None, weighted_metrics=None)
+    assert set(model.evaluate(["a", "b"], [[1.5, 0], [0, 2]], return_dict=True, verbose=0)) == {
+        "loss"
+    }
 
 
 def test_a_backbone_is_frozen_by_its_argument():
