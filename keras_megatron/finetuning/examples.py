@@ -43,7 +43,7 @@ def text_examples(
         records: with `label`, and one or two other columns, which are the texts.
         label: what makes a label of a value and raises ValueError for what is none; None if no
             labels are wanted.
-        columns: names of the text columns; by default all but `label`, `split` and `id`.
+        columns: names of the text columns; by default all but those in `NO_TEXT`.
         sizes: how many text columns the task takes.
 
     Raises:

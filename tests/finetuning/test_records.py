@@ -236,3 +236,9 @@ def test_classes_are_those_of_the_training_data(write):
     assert labels.class_indices(tagged.labels, ["Y", "X"], tagged.places) == [[1, 0]]
     with pytest.raises(ValueError, match="line 1: the label 'Y' is none of X, Z"):
         labels.class_indices(tagged.labels, ["X", "Z"], tagged.places)
+
+
+@pytest.mark.parametrize("name", ["idx", "index", "guid", "id"])
+def test_columns_that_number_samples_are_no_text(write, name):
+    path = write("a.tsv", f"{name}\tsentence\n0\ta b\n1\tc\n")
+    assert examples.text_examples(read_records(path)).columns == (["a b", "c"],)

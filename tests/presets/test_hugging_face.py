@@ -138,3 +138,13 @@ def test_ids_with_holes(tmp_path, ids):
     write_tokenizer_file(tmp_path, type="WordPiece", vocab=dict(zip("ab", ids, strict=True)))
     with pytest.raises(ValueError, match="are not 0 to 1"):
         read(tmp_path)
+
+
+def test_added_tokens_that_word_pieces_cannot_be(tmp_path):
+    write_vocabulary(tmp_path)
+    tokenizer = transformers.BertTokenizer(vocab=str(tmp_path / "vocab.txt"))
+    (tmp_path / "vocab.txt").unlink()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[E1]"]})
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"tokens added that WordPiece splits, '\[E1\]'"):
+        read(tmp_path)

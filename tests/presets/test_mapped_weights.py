@@ -1,17 +1,20 @@
 """Weights files are mapped into memory where that is right, and nothing stays in the mapping."""
 
 import contextlib
+from concurrent.futures import ThreadPoolExecutor
 
 import h5py
 import keras
 import numpy as np
 import pytest
+from keras.src.saving import saving_lib
 from models import small_backbone
 from test_loading import largest_difference, small_preset
 
 from keras_megatron import MegatronBertMaskedLM
 from keras_megatron.presets import copies_ahead, mapped_weights
 
+READ = saving_lib.H5IOStore.__getitem__
 FILE = "model.weights.h5"
 
 
@@ -100,3 +103,14 @@ def test_only_large_arrays_are_mapped(tmp_path, monkeypatch):
     model = small_preset(tmp_path)
     assert largest_difference(load(tmp_path), model) == 0
     assert not maps
+
+
+def test_threads_load_one_after_the_other(tmp_path):
+    small_preset(tmp_path)
+    assign = keras.Variable.assign
+    rows = small_backbone().vocabulary_size + 8
+    with ThreadPoolExecutor(4) as pool:
+        models = list(pool.map(lambda _: load(tmp_path, vocabulary_size=rows), range(4)))
+    assert keras.Variable.assign is assign
+    assert saving_lib.H5IOStore.__getitem__ is READ
+    assert {model.backbone.vocabulary_size for model in models} == {rows}

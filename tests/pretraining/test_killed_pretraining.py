@@ -35,9 +35,9 @@ dtype = "float32"
 """
 
 
-def start(settings, output) -> subprocess.Popen:
+def start(settings, output, *more: str) -> subprocess.Popen:
     command = [sys.executable, "-c", "from keras_megatron.cli import main; main()", "pretrain"]
-    options = ["--output", str(output), "--log-every", "1", "--save-every", "2"]
+    options = ["--output", str(output), "--log-every", "1", "--save-every", "2", *more]
     root = str(pathlib.Path(keras_megatron.__file__).parents[1])
     return subprocess.Popen(
         [*command, str(settings), *options],
@@ -138,3 +138,32 @@ def test_a_damaged_checkpoint_is_refused_in_one_line(corpus, tokenizer, tmp_path
     assert process.wait() == 2
     last = process.stderr.read().decode().splitlines()[-1]
     assert "step_00000002.safetensors is damaged: remove it" in last
+
+
+@pytest.mark.backend_independent
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_workers_end_with_a_trainer_that_is_killed(corpus, tokenizer, tmp_path):
+    vocabulary = tmp_path / "vocabulary.txt"
+    vocabulary.write_text("\n".join(tokenizer.get_vocabulary()) + "\n", encoding="utf-8")
+    settings = tmp_path / "run.toml"
+    settings.write_text(SETTINGS.format(corpus=corpus, vocabulary=vocabulary), encoding="utf-8")
+    process = start(settings, tmp_path / "out", "--workers", "1")
+    log = tmp_path / "out" / "log.jsonl"
+    while process.poll() is None and not (log.exists() and log.read_bytes()):
+        time.sleep(0.05)
+    workers = children_of(process.pid)
+    process.kill()
+    process.wait()
+    assert workers
+    deadline = time.monotonic() + 30
+    while any(pathlib.Path(f"/proc/{pid}").exists() for pid in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def children_of(parent: int) -> list[str]:
+    """Return the processes that are spawned to work; Python's tracker of resources is none."""
+    threads = pathlib.Path(f"/proc/{parent}/task").glob("*/children")
+    found = [pid for thread in threads for pid in thread.read_text().split()]
+    lines = {pid: pathlib.Path(f"/proc/{pid}/cmdline").read_bytes() for pid in found}
+    return [pid for pid, line in lines.items() if b"spawn_main" in line]

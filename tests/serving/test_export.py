@@ -118,8 +118,11 @@ def test_a_quantized_model_is_exported_as_it_is(tmp_path):
     model.quantize("int8")
     model.save_to_preset(tmp_path / "preset")
     assert is_quantized(str(tmp_path / "preset"))
-    with pytest.raises(ValueError, match="quantized weights: export it as it is"):
-        serving.export(model, tmp_path / "model", precision="float32")
+    int4 = make("TextClassifier")
+    int4.quantize("int4")
+    for quantized, other in ((model, "float32"), (int4, "int8")):
+        with pytest.raises(ValueError, match="quantized weights: export it as it is"):
+            serving.export(quantized, tmp_path / "model", precision=other)
     assert not (tmp_path / "model").exists()
     export = serving.export(model, tmp_path / "model", warmup=False)
     expected = [answer["score"] for answer in model.classify(TEXTS)]

@@ -93,3 +93,18 @@ def test_a_text_classifier_of_real_length_is_packed():
     assert len(x["cls_positions"]) == len(y) == 32
     assert isinstance(keras.tree.flatten(x)[0], np.ndarray)
     assert len(keras.tree.flatten(x)[0]) == 32  # by which Keras weighs a batch's loss
+
+
+@pytest.mark.skipif(keras.backend.backend() == "jax", reason="as much is seen on one backend")
+def test_metrics_of_samples_see_samples():
+    case = next(case for case in CASES if case.name == "TokenClassifier")
+    task = case.make(seed=0)
+
+    def has_second_class(y_true, y_pred):
+        return keras.ops.cast(keras.ops.any(y_true == 1, axis=-1), "float32")
+
+    task.compile(metrics=[has_second_class], run_eagerly=True)
+    x, y, weight = task.preprocessor(case.x, case.y)
+    expected = task.evaluate(x, y, sample_weight=weight, return_dict=True, verbose=0)
+    found = task.evaluate(case.x, case.y, return_dict=True, verbose=0)
+    assert found == pytest.approx(expected, rel=1e-5)

@@ -182,3 +182,62 @@ def test_impossible_batch_sizes_are_refused(size):
     for call in (task.fit, task.evaluate, lambda x, y, **options: task.predict(x, **options)):
         with pytest.raises(ValueError, match="batch_size must be an integer of at least 1, not"):
             call(case.x, case.y, batch_size=size)
+
+
+def columns(kind: str, values: list):
+    """Return values as another library's column that is no list, array or Series."""
+    if kind == "TensorFlow":
+        return pytest.importorskip("tensorflow").constant(values)
+    return pd.Series(values, dtype="string").array
+
+
+@pytest.mark.skipif(keras.backend.backend() == "jax", reason="JAX traces the loss that looks on")
+@pytest.mark.parametrize("kind", ["pandas", "TensorFlow"])
+def test_columns_of_other_libraries_are_raw_samples(kind):
+    case = CASE["TextClassifier"]
+    task, seen = case.make(), []
+
+    def watched(y_true, y_pred):
+        seen.append(keras.ops.convert_to_numpy(y_true).ravel().tolist())
+        return keras.ops.mean(y_pred)
+
+    task.compile(loss=watched, metrics=[], weighted_metrics=[], run_eagerly=True)
+    keras.utils.set_random_seed(0)
+    labels = [0] * 32 + [1] * 32
+    task.fit(columns(kind, TEXTS * 16), labels, batch_size=32, verbose=0)
+    assert all(8 < sum(batch) < 24 for batch in seen[-2:])  # unshuffled 0 and 32
+    task.compile(run_eagerly=True)
+    with pytest.raises(ValueError, match="7"):
+        task.fit(columns(kind, TEXTS), [0, 1, 0, 7], verbose=0)
+
+
+def test_a_loss_of_your_own_takes_any_labels_beside_texts():
+    task = CASE["TextClassifier"].make(seed=0)
+    task.compile(loss="mse", metrics=[], weighted_metrics=[], run_eagerly=True)
+    y = np.array([[0.5, -2.0], [1.5, 0.0], [3.0, 1.0], [-1.0, 0.25]], "float32")
+    raw = task.evaluate(TEXTS, y, verbose=0)
+    assert raw == pytest.approx(np.mean((task.predict(TEXTS, verbose=0) - y) ** 2), rel=1e-4)
+    task.fit(TEXTS, y, verbose=0)
+
+
+@pytest.mark.parametrize("name", ["TextClassifier", "Pretrainer"])
+def test_labels_of_one_batch_are_checked(name):
+    case = CASE[name]
+    task = case.make()
+    task.compile(run_eagerly=True)
+    for call in (task.train_on_batch, task.test_on_batch):
+        assert np.isfinite(call(case.x, case.y)).all()
+        with pytest.raises(ValueError, match="5"):
+            call(case.x, [0, 1, 0, 5])
+
+
+def test_no_rows_are_refused():
+    task = CASE["TextClassifier"].make()
+    with pytest.raises(ValueError, match="there are no rows"):
+        task.logits({name: np.zeros((0, 5), "int32") for name in task.input})
+
+
+def test_a_backbone_takes_no_rows():
+    backbone = CASE["TextClassifier"].make().backbone
+    outputs = backbone({name: np.zeros((0, 5), "int32") for name in backbone.input})
+    assert outputs["sequence_output"].shape[:2] == (0, 5)
