@@ -22,7 +22,7 @@ def by_position(values):
         return values
     if hasattr(values, "to_numpy"):
         return values.to_numpy()
-    if getattr(values.dtype, "name", "") == "string":  # TensorFlow's
+    if getattr(values.dtype, "name", "") == "string" and hasattr(values, "numpy"):  # TensorFlow
         return [text.decode() for text in values.numpy()]
     return values
 
