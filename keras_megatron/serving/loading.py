@@ -20,9 +20,10 @@ def load(preset: str, settings: ExportSettings, dtype: str):
     """
     cls = class_of(preset)
     settings.check_task(cls.__name__)
-    if not quantization_modes(preset):
+    modes = quantization_modes(preset)
+    if not modes:
         return cls.from_preset(preset, dtype=dtype)
-    if settings.precision and quantization_modes(preset) != {settings.precision}:
+    if settings.precision and modes != {settings.precision}:
         raise ValueError(
             f"{preset} has quantized weights: export it as it is, without "
             f"precision={settings.precision!r}"

@@ -57,7 +57,7 @@ class DefaultTraining:
         config = {**super().get_compile_config()}
         config.pop("jit_compile", None)
         if config and self.optimizer:
-            optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+            optimizer = _innermost(self.optimizer)
             excluded = getattr(optimizer, "_exclude_from_weight_decay_pattern", None)
             # Within the optimizer's own, where Keras leaves out what it does not know: a clone is
             # compiled by a class that knows nothing of it.
@@ -74,12 +74,10 @@ class DefaultTraining:
         after this.
         """
         stored = config.get("optimizer") or {}
-        self._freeze(stored.get("frozen_weights", []))
+        self._freeze(set(stored.get("frozen_weights", [])))
         config = keras.saving.deserialize_keras_object(config)
         if excluded := stored.get("no_weight_decay"):
-            optimizer = config["optimizer"]
-            optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-            optimizer.exclude_from_weight_decay(var_names=[excluded])
+            _innermost(config["optimizer"]).exclude_from_weight_decay(var_names=[excluded])
         self.compile(**config)
         if stored.get("is_built"):
             self.optimizer.build(self.trainable_variables)
@@ -92,7 +90,7 @@ class DefaultTraining:
         own = (weight for layer in self._flatten_layers() for weight in layer._trainable_variables)
         return sorted({weight.path for weight in own if not weight.trainable})
 
-    def _freeze(self, paths: list[str]) -> None:
+    def _freeze(self, paths: set[str]) -> None:
         """Freeze weights, and the layers that have no others of their own."""
         for layer in self._flatten_layers():
             own = layer._trainable_variables
@@ -145,6 +143,11 @@ class DefaultTraining:
     def default_metrics(self) -> dict[str, list | dict]:
         """Return `metrics` or `weighted_metrics` for `compile`, by this name."""
         return {}
+
+
+def _innermost(optimizer):
+    """Return the optimizer that one which scales the loss wraps."""
+    return getattr(optimizer, "inner_optimizer", optimizer)
 
 
 def _is_cross_entropy(loss) -> bool:

@@ -35,6 +35,13 @@ dtype = "float32"
 """
 
 
+def written_settings(corpus, tokenizer, folder) -> pathlib.Path:
+    vocabulary, settings = folder / "vocabulary.txt", folder / "run.toml"
+    vocabulary.write_text("\n".join(tokenizer.get_vocabulary()) + "\n", encoding="utf-8")
+    settings.write_text(SETTINGS.format(corpus=corpus, vocabulary=vocabulary), encoding="utf-8")
+    return settings
+
+
 def start(settings, output, *more: str) -> subprocess.Popen:
     command = [sys.executable, "-c", "from keras_megatron.cli import main; main()", "pretrain"]
     options = ["--output", str(output), "--log-every", "1", "--save-every", "2", *more]
@@ -90,10 +97,7 @@ def weights_of(folder) -> list[np.ndarray]:
 
 
 def test_a_run_killed_many_times_is_as_one_that_was_not(corpus, tokenizer, tmp_path):
-    vocabulary = tmp_path / "vocabulary.txt"
-    vocabulary.write_text("\n".join(tokenizer.get_vocabulary()) + "\n", encoding="utf-8")
-    settings = tmp_path / "run.toml"
-    settings.write_text(SETTINGS.format(corpus=corpus, vocabulary=vocabulary), encoding="utf-8")
+    settings = written_settings(corpus, tokenizer, tmp_path)
     whole, output, rng = tmp_path / "whole", tmp_path / "killed", random.Random(0)
     process = start(settings, whole)
     assert process.wait() == 0, process.stderr.read()
@@ -126,10 +130,7 @@ def test_a_run_killed_many_times_is_as_one_that_was_not(corpus, tokenizer, tmp_p
 
 @pytest.mark.backend_independent
 def test_a_damaged_checkpoint_is_refused_in_one_line(corpus, tokenizer, tmp_path):
-    vocabulary = tmp_path / "vocabulary.txt"
-    vocabulary.write_text("\n".join(tokenizer.get_vocabulary()) + "\n", encoding="utf-8")
-    settings = tmp_path / "run.toml"
-    settings.write_text(SETTINGS.format(corpus=corpus, vocabulary=vocabulary), encoding="utf-8")
+    settings = written_settings(corpus, tokenizer, tmp_path)
     process = start(settings, tmp_path / "out")
     kill_at_a_moment(process, tmp_path / "out", random.Random(0), while_writing=True)
     path = tmp_path / "out" / "checkpoints" / "step_00000002.safetensors"
@@ -143,10 +144,7 @@ def test_a_damaged_checkpoint_is_refused_in_one_line(corpus, tokenizer, tmp_path
 @pytest.mark.backend_independent
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_workers_end_with_a_trainer_that_is_killed(corpus, tokenizer, tmp_path):
-    vocabulary = tmp_path / "vocabulary.txt"
-    vocabulary.write_text("\n".join(tokenizer.get_vocabulary()) + "\n", encoding="utf-8")
-    settings = tmp_path / "run.toml"
-    settings.write_text(SETTINGS.format(corpus=corpus, vocabulary=vocabulary), encoding="utf-8")
+    settings = written_settings(corpus, tokenizer, tmp_path)
     process = start(settings, tmp_path / "out", "--workers", "1")
     log = tmp_path / "out" / "log.jsonl"
     while process.poll() is None and not (log.exists() and log.read_bytes()):
