@@ -84,7 +84,7 @@ def errors(folder) -> dict:
         with noting("batch"):
             model.train_on_batch(*three)
         with noting("different"):
-            model.train_on_batch(x, y + dist.get_rank())
+            model.train_on_batch(x, np.roll(y, dist.get_rank()))
     with noting("vocabulary"), parallel.model_parallel():
         models.build("TextClassifier", vocabulary_size=55)
     return messages
