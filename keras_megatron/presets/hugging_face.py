@@ -8,11 +8,12 @@ from keras_hub.src.utils.preset_utils import check_file_exists, get_file, load_j
 
 from keras_megatron.checkpoints.huggingface import read_json
 from keras_megatron.checkpoints.huggingface_config import short
-from keras_megatron.tokenization.vocabulary import SPECIAL_TOKENS
+from keras_megatron.tokenization.vocabulary import SPECIAL_TOKENS, read_vocabulary
 
 VOCABULARY_FILE = "vocab.txt"  # one piece a line
 TOKENIZER_FILE = "tokenizer.json"  # of the `tokenizers` library; transformers 5 writes only this
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+ADDED_TOKENS_FILE = "added_tokens.json"  # beside vocab.txt, of transformers before 5
 # The settings of tokenizer.json's normalizer, by their names in tokenizer_config.json.
 _NORMALIZER = {
     "lowercase": "do_lower_case",
@@ -75,7 +76,7 @@ def tokenizer_arguments(preset: str) -> dict[str, Any]:
     """
     content = _read_if_there(preset, TOKENIZER_FILE)
     if check_file_exists(preset, VOCABULARY_FILE):
-        vocabulary = get_file(preset, VOCABULARY_FILE)
+        vocabulary = _with_added(preset, get_file(preset, VOCABULARY_FILE), content)
     elif content:
         vocabulary = _pieces(preset, content)
     else:
@@ -128,18 +129,45 @@ def _pieces(preset: str, content: dict) -> list[str]:
             f"{preset}/{TOKENIZER_FILE} is of type {short(kind)}, and MegatronBertTokenizer is a "
             "WordPiece one: load the model with preprocessor=None, and give it ids"
         )
+    vocabulary = model.get("vocab")
+    if not isinstance(vocabulary, dict):
+        raise ValueError(f"{preset}/{TOKENIZER_FILE} has no table of pieces and ids")
+    return _in_order(preset, vocabulary, _added(preset, content))
+
+
+def _with_added(preset: str, path: str, content: dict) -> str | list[str]:
+    """Return the path of vocab.txt, or its pieces and those that were added, if there are any."""
+    added = {**_added(preset, content), **_read_if_there(preset, ADDED_TOKENS_FILE)}
+    ids = read_vocabulary(path).ids if added else {}
+    added = {word: place for word, place in added.items() if word not in ids}
+    return _in_order(preset, ids, added) if added else path
+
+
+def _added(preset: str, content: dict) -> dict[str, int]:
+    """Return what was added to the vocabulary of tokenizer.json."""
     try:
-        added = {token["content"]: token["id"] for token in content.get("added_tokens") or []}
-        ids = {**model["vocab"], **added}
-        pieces = sorted(ids, key=ids.get)
+        return {str(token["content"]): token["id"] for token in content.get("added_tokens") or []}
     except (TypeError, KeyError) as error:
-        raise ValueError(f"{preset}/{TOKENIZER_FILE} has no table of pieces and ids") from error
+        raise ValueError(f"{preset}/{TOKENIZER_FILE} has added tokens without ids") from error
+
+
+def _in_order(preset: str, vocabulary: dict[str, int], added: dict[str, int]) -> list[str]:
+    """Return pieces in the order of their ids.
+
+    Raises:
+        ValueError: WordPiece splits an added one, or the ids have gaps.
+    """
+    ids = {**vocabulary, **added}
     split = sorted(word for word in set(added) - set(SPECIAL_TOKENS) if not word.isalnum())
     if split:
         raise ValueError(
             f"the tokenizer in {preset} has tokens added that WordPiece splits, {split[0]!r}: load "
             "the model with preprocessor=None, and give it ids"
         )
+    try:
+        pieces = sorted(ids, key=ids.get)
+    except TypeError as error:
+        raise ValueError(f"the tokenizer in {preset} has no table of pieces and ids") from error
     if [ids[piece] for piece in pieces] != list(range(len(pieces))):
-        raise ValueError(f"the ids in {preset}/{TOKENIZER_FILE} are not 0 to {len(pieces) - 1}")
+        raise ValueError(f"the ids of the tokenizer in {preset} are not 0 to {len(pieces) - 1}")
     return pieces

@@ -148,3 +148,21 @@ def test_added_tokens_that_word_pieces_cannot_be(tmp_path):
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"tokens added that WordPiece splits, '\[E1\]'"):
         read(tmp_path)
+
+
+def test_tokens_added_beside_a_vocabulary(tmp_path):
+    """As transformers before 5 wrote them, and as tokenizer.json has them."""
+    write_vocabulary(tmp_path)
+    added = tmp_path / "added_tokens.json"
+    added.write_text(json.dumps({"later": len(PIECES) + 1, "added": len(PIECES), "[CLS]": 2}))
+    assert read(tmp_path)["vocabulary"] == [*PIECES, "added", "later"]
+    added.write_text(json.dumps({"[E1]": len(PIECES)}))
+    with pytest.raises(ValueError, match=r"tokens added that WordPiece splits, '\[E1\]'"):
+        read(tmp_path)
+    added.write_text(json.dumps({"added": len(PIECES) + 1}))
+    with pytest.raises(ValueError, match="are not 0 to"):
+        read(tmp_path)
+    added.unlink()
+    content = {"added_tokens": [{"content": "added", "id": len(PIECES)}]}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    assert read(tmp_path)["vocabulary"] == [*PIECES, "added"]
