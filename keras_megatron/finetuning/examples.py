@@ -20,12 +20,14 @@ class Examples:
         labels: a label a sample as the file has it; None if the file has none.
         places: where each sample stands in the file, for error messages.
         ids: names of the samples, where the file gives them.
+        names: what the columns are called, where tasks leave that to the file.
     """
 
     columns: tuple[list, ...]
     labels: list | None
     places: list[str]
     ids: list[str] | None = None
+    names: list[str] | None = None
 
     def __len__(self) -> int:
         return len(self.places)
@@ -57,8 +59,13 @@ def text_examples(
             f"{records[0].place}: there are {len(names)} text columns ({', '.join(names)}) instead "
             f"of {wanted}: name those to read with --columns"
         )
+    if missing := [name for name in names if name not in records[0].values]:
+        raise ValueError(
+            f"{records[0].place}: there is no column {missing[0]!r}, only "
+            f"{', '.join(records[0].values)}: name those to read with --columns"
+        )
     texts = tuple([_value(record, name, str) for record in records] for name in names)
-    return _examples(records, texts, labels)
+    return dataclasses.replace(_examples(records, texts, labels), names=names)
 
 
 def word_examples(records: Sequence[Record], labelled: bool = True) -> Examples:

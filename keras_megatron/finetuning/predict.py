@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 import keras
 
+from keras_megatron.finetuning.columns import stored_columns
 from keras_megatron.finetuning.job_table import job_of
 from keras_megatron.finetuning.jobs import Job
+from keras_megatron.finetuning.records import locate
 from keras_megatron.presets.stored_task import stored_task
 
 
@@ -24,7 +26,8 @@ def predict(
         preset: folder or name of a preset that was saved from a task, or a Hugging Face folder.
         source: `PATH` or `PATH:PART`; see `read_records`. Labels are not needed.
         batch_size: samples a step.
-        columns: names of the text columns, where the file has others.
+        columns: names of the text columns; by default those that `finetune` trained on, whatever
+            their order in the file, or all that the file has if the preset does not say.
         dtype: the dtype policy to answer in, whatever the model was trained in.
 
     Returns:
@@ -40,7 +43,7 @@ def predict(
             finite.
     """
     job = job_of_preset(preset)
-    examples = job.read(source, columns, labelled=False)
+    examples = job.read(source, columns or _trained_columns(preset, source), labelled=False)
     model = job.task_class.from_preset(preset, dtype=dtype)
     answers = job.answers(model, examples, batch_size)
     numbers = (leaf for leaf in keras.tree.flatten(answers) if isinstance(leaf, float))
@@ -52,6 +55,12 @@ def predict(
     if examples.ids is None:
         return answers
     return [{"id": name, **answer} for name, answer in zip(examples.ids, answers, strict=True)]
+
+
+def _trained_columns(preset: str, source: str | os.PathLike) -> list[str] | None:
+    names = stored_columns(preset)
+    is_nameless = locate(source)[0].suffix == ".txt"
+    return None if is_nameless and names and len(names) == 1 else names
 
 
 def job_of_preset(preset: str) -> Job:

@@ -58,15 +58,17 @@ def finetune(
     if folder.metrics:
         print(f"{output} is finished: there is nothing left to do")
         return folder.metrics
-    sources = (settings.train, settings.dev, settings.test)
-    training, development, test = (s and job.read(s, settings.columns) for s in sources)
+    training = job.read(settings.train, settings.columns)
+    development, test = (  # with the same columns in the same order
+        source and job.read(source, training.names) for source in (settings.dev, settings.test)
+    )
     model = build_model(job, settings, training)
     batches = _batches(job, model, training, settings)
     for examples in filter(None, (development, test)):
         job.targets(model, examples)  # refuses labels that the training data does not have
 
     progress = folder.begin()
-    run = _Run(job, settings, folder, model, development)
+    run = _Run(job, settings, folder, model, development, training.names)
     logs = {"log_every": log_every, "save_every": save_every}
     run.fit(batches, progress, verbose, jit_compile, **logs)
     return run.finish(progress, test)
@@ -100,9 +102,9 @@ _OF_SAMPLES = ("choice_documents", "cls_positions", "token_ids")
 class _Run:
     """The training of a model in its folder."""
 
-    def __init__(self, job: TrainableJob, settings, folder: RunFolder, model, development):
+    def __init__(self, job: TrainableJob, settings, folder: RunFolder, model, development, columns):
         self._job, self._settings, self._folder = job, settings, folder
-        self._model, self._development = model, development
+        self._model, self._development, self._columns = model, development, columns
 
     def fit(self, batches, progress: Progress, verbose, jit_compile, **log_arguments) -> None:
         """Train for the epochs that are left."""
@@ -151,7 +153,7 @@ class _Run:
         """Save the model as the preset if this epoch is the best one so far."""
         is_best = best_epoch(self._job, [*earlier, line]) is line
         if is_best or not self._folder.preset.exists():
-            self._folder.save_preset(self._model)
+            self._folder.save_preset(self._model, self._columns)
 
     def finish(self, progress: Progress, test: Examples | None) -> dict:
         """Measure the best model on the test data, and write metrics and picture."""

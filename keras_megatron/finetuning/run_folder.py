@@ -5,11 +5,13 @@ import json
 import os
 import pathlib
 import shutil
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 
 from keras_megatron.finetuning.atomic import PARTIAL, read_object, remove_partial, replace_json
+from keras_megatron.finetuning.columns import save_columns
 from keras_megatron.finetuning.records import locate
 from keras_megatron.finetuning.training_log import TrainingLog
 from keras_megatron.finetuning.training_state import Progress, load_progress
@@ -99,15 +101,21 @@ class RunFolder:
         state = self.path / TrainingLog.STATE
         return load_progress(state) if state.exists() else Progress()
 
-    def save_preset(self, model: keras.Model) -> None:
+    def save_preset(self, model: keras.Model, columns: Sequence[str] | None = None) -> None:
         """Write the model as the preset, in place of the one before.
 
         Where several processes have a part of it each, all must call this.
+
+        Args:
+            model: a task.
+            columns: names of the text columns that it is trained on, if they are the file's.
         """
         partial = self.path / (PRESET + PARTIAL)
         model.save_to_preset(str(partial))
         if not is_first():
             return
+        if columns:
+            save_columns(partial, columns)
         if self.preset.exists():
             outdated = self.path / (f"{PRESET}.old{PARTIAL}")
             os.replace(self.preset, outdated)

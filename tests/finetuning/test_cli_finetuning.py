@@ -186,7 +186,7 @@ def test_what_cannot_be_predicted_is_one_line(command, finetuned, data, tmp_path
     for arguments, message in (
         (
             (preset, f"{data}/questions_dev.json"),
-            "there are 3 text columns (question, context",
+            "there is no column 'text', only id, question, context, answers: name those to read",
         ),
         ((preset, f"{data}/no.tsv"), "there is no file"),
         ((tmp_path / "backbone", f"{data}/texts.txt"), "has a backbone but no task"),

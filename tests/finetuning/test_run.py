@@ -177,6 +177,33 @@ def test_every_task_is_fine_tuned_and_answers(task, preset, data, tmp_path):
         assert [answer["id"] for answer in answers] == ["dev-6", "dev-7"]
 
 
+def test_columns_are_read_in_the_order_that_was_trained_on(preset, data, tmp_path):
+    train = f"{data}/order.tsv:train"
+    swapped = tmp_path / "swapped.tsv"
+    lines = [line.split("\t") for line in (data / "order.tsv").read_text("utf-8").splitlines()]
+    rows = ["\t".join([second, first, label]) for _, label, first, second in lines]
+    swapped.write_text("\n".join(rows) + "\n", "utf-8")
+    metrics, answers = {}, {}
+    for name, dev in {
+        "as trained": f"{data}/order.tsv:dev",
+        "swapped": f"{swapped}:75-100%",
+    }.items():
+        chosen = settings(preset, data, task="next-sentence", train=train, dev=dev, epochs=1)
+        metrics[name] = run(chosen, tmp_path / name)["dev"]
+        answers[name] = predict(str(tmp_path / name / "preset"), dev)
+    assert metrics["as trained"] == metrics["swapped"]
+    assert answers["as trained"] == answers["swapped"]
+    trained = str(tmp_path / "swapped" / "preset")
+    other_way = predict(trained, f"{swapped}:75-100%", columns=["second", "first"])
+    assert other_way != answers["swapped"]
+    for source in (f"{data}/classes.tsv:dev", f"{data}/texts.txt"):
+        with pytest.raises(ValueError, match=r"there is no column 'first', only .*--columns"):
+            predict(trained, source)
+    (tmp_path / "swapped" / "preset" / "columns.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"columns\.json does not hold a list of names"):
+        predict(trained, f"{data}/order.tsv:dev")
+
+
 def test_choices_count_as_one_sample(preset, data, tmp_path, monkeypatch):
     """In the log, and where a run goes on that was killed after the last step of an epoch."""
     from keras_megatron.finetuning import run as module
