@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import keras
 import numpy as np
 
 from keras_megatron.tasks.labels import class_numbers
@@ -39,3 +40,22 @@ def class_weights(task, weights: Mapping) -> dict[int, float]:
             number = int(key)
         numbers[number] = weight
     return numbers
+
+
+def with_class_weights(batch: tuple, weights: Mapping[int, float]) -> tuple:
+    """Return a batch whose samples have the weights of their classes.
+
+    Args:
+        batch: `(x, y)`, where y is a class a sample or (samples, classes).
+        weights: by the number of a class; of the others 1.
+
+    Raises:
+        ValueError: the batch has weights already, or no labels.
+    """
+    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
+    if sample_weight is not None or y is None:
+        has = "no labels to weight" if y is None else "sample_weight beside it: give one of the two"
+        raise ValueError(f"there is class_weight, but this data has {has}")
+    y = np.asarray(y)
+    classes = y.argmax(-1) if y.ndim > 1 and y.shape[-1] > 1 else y.reshape(-1)
+    return x, y, np.array([weights.get(int(number), 1.0) for number in classes], "float32")

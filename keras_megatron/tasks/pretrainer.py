@@ -11,7 +11,6 @@ from keras_megatron.layers.common import refuse_unknown
 from keras_megatron.tasks.heads import dense_head, masked_lm_head, token_cross_entropy
 from keras_megatron.tasks.labels import check_class_labels, check_range, check_shape
 from keras_megatron.tasks.pretrainer_preprocessor import MegatronBertPretrainerPreprocessor
-from keras_megatron.tasks.samples import by_position
 from keras_megatron.tasks.task import MegatronBertTask, check_tokenizer_fits
 
 
@@ -129,8 +128,7 @@ class MegatronBertPretrainer(MegatronBertTask, keras_hub.models.Task):
         return keras.Model.test_on_batch(self, *batch, **kwargs)
 
     def _batch(self, x, y, sample_weight) -> tuple:
-        x, y, sample_weight = by_position((x, y, sample_weight))
-        _, y = self._check_data(x, y, sample_weight)
+        _, x, y, sample_weight = self.checked(x, y, sample_weight)
         batch = self.preprocess_samples(x, y, sample_weight)
         return keras.tree.map_structure(
             lambda array: None if array is None else ops.convert_to_tensor(array),

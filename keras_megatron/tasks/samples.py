@@ -6,6 +6,8 @@ import grain
 import keras
 import numpy as np
 
+from keras_megatron.tokenization.strings import as_column
+
 
 def by_position(values):
     """Return values as fit takes them, columns of other libraries as arrays.
@@ -13,18 +15,12 @@ def by_position(values):
     A Series counts by its own index: after a split or a sort, `series[0]` is not its first value.
 
     Args:
-        values: a list, an array, a column of pandas or polars, strings of TensorFlow, or a (nested)
-            tuple of these; what else it may be stays as it is.
+        values: a list, an array, a column of pandas, polars, Arrow or `datasets`, strings of
+            TensorFlow, or a (nested) tuple of these; what else it may be stays as it is.
     """
     if isinstance(values, tuple):
         return tuple(by_position(part) for part in values)
-    if len(getattr(values, "shape", ())) != 1:
-        return values
-    if hasattr(values, "to_numpy"):
-        return values.to_numpy()
-    if getattr(values.dtype, "name", "") == "string" and hasattr(values, "numpy"):  # TensorFlow
-        return [text.decode() for text in values.numpy()]
-    return values
+    return as_column(values)
 
 
 def is_raw(x) -> bool:
@@ -180,6 +176,21 @@ def shuffled_batches(arrays, batch_size: int) -> grain.MapDataset:
     return _ordered(grain.MapDataset.range(rows), shuffle=True, seed=None).batch(
         batch_size, batch_fn=take
     )
+
+
+def from_epoch(batches: grain.MapDataset, arguments: dict) -> grain.MapDataset:
+    """Leave out the epochs before `initial_epoch`, so that each has the order that is its own.
+
+    Args:
+        batches: of one epoch.
+        arguments: of `fit`; `steps_per_epoch` is set where epochs are left out.
+    """
+    begun, steps = arguments.get("initial_epoch", 0), len(batches)
+    if not begun:
+        return batches
+    arguments["steps_per_epoch"] = min(arguments.get("steps_per_epoch") or steps, steps)
+    every = batches.repeat(max(begun + 1, arguments.get("epochs", 1)))
+    return every[begun * arguments["steps_per_epoch"] :]
 
 
 def _ordered(rows: grain.MapDataset, shuffle: bool, seed: int | None) -> grain.MapDataset:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 import keras
 import numpy as np
 
-from keras_megatron.tasks.class_weights import class_weights
+from keras_megatron.tasks.class_weights import class_weights, with_class_weights
 from keras_megatron.tasks.quiet import quiet
-from keras_megatron.tasks.samples import by_position, positive
+from keras_megatron.tasks.samples import from_epoch, positive
 
 _LOADER = "torch.utils.data.dataloader"  # looked for by name: PyTorch may not be installed
 
@@ -23,19 +23,21 @@ class StreamedSamples:
 
     def fit(self, x=None, y=None, *args, validation_data=None, **kwargs):
         """Train; see `RawSamples.fit`."""
-        if kwargs.get("class_weight"):
-            kwargs["class_weight"] = class_weights(self, kwargs["class_weight"])
+        weights = kwargs.pop("class_weight", None)
+        if weights:
+            weights = class_weights(self, weights)
         if not is_stream(x) and not is_stream(validation_data):
+            kwargs |= {"class_weight": weights} if weights else {}
             return super().fit(x, y, *args, validation_data=validation_data, **kwargs)
         batch_size = positive("batch_size", kwargs.get("batch_size"))
         if is_stream(validation_data):
             validation_data = self._ready(validation_data, kwargs, "validation_steps")
         else:
-            validation_data = self._validation_batches(by_position(validation_data), batch_size)
+            validation_data = self._validation_batches(validation_data, batch_size, kwargs)
         if is_stream(x):
-            x = self._ready(x, kwargs, "steps_per_epoch")
+            x = self._ready(x, kwargs, "steps_per_epoch", class_weight=weights)
         else:
-            x, y = self._batches_of_fit(x, y, kwargs)
+            x, y = self._batches_of_fit(x, y, kwargs, weights)
         with quiet():
             return keras.Model.fit(self, x, y, *args, validation_data=validation_data, **kwargs)
 
@@ -55,20 +57,22 @@ class StreamedSamples:
         with quiet():
             return keras.Model.predict(self, x, *args, **kwargs)
 
-    def prepare_batch(self, x, y=None, sample_weight=None, needs_labels=True) -> tuple:
+    def prepare_batch(
+        self, x, y=None, sample_weight=None, needs_labels=True, class_weight=None
+    ) -> tuple:
         """Return a batch of raw samples, or of ids, as the model is trained on it.
 
         Raises:
             ValueError: as of `fit`.
         """
-        x, y, sample_weight = by_position((x, y, sample_weight))
-        _, y = self._check_data(x, y, sample_weight, needs_labels)
+        _, x, y, sample_weight = self.checked(x, y, sample_weight, needs_labels)
         made = self.preprocess_samples(x, y, sample_weight)
-        return made if isinstance(made, tuple) else (made,)
+        made = made if isinstance(made, tuple) else (made,)
+        return with_class_weights(made, class_weight) if class_weight else made
 
-    def _ready(self, data, arguments: dict, steps_name: str, needs_labels: bool = True):
+    def _ready(self, data, arguments: dict, steps_name: str, **options):
         """Return a stream of prepared batches; where it must be said, set how many there are."""
-        prepare = functools.partial(self.prepare_batch, needs_labels=needs_labels)
+        prepare = functools.partial(self.prepare_batch, **options)
         stream, steps = prepared(data, prepare)
         if arguments.get(steps_name) is None and steps is not None:
             arguments[steps_name] = steps
@@ -76,11 +80,11 @@ class StreamedSamples:
             arguments.setdefault("shuffle", False)  # they are taken as they come
         return stream
 
-    def _batches_of_fit(self, x, y, arguments: dict) -> tuple:
+    def _batches_of_fit(self, x, y, arguments: dict, weights: dict | None) -> tuple:
         """Return what `keras.Model.fit` takes as x and y, of data that is no stream."""
-        x, y, sample_weight = by_position((x, y, arguments.get("sample_weight")))
-        raw, y = self._check_data(x, y, sample_weight)
+        raw, x, y, sample_weight = self.checked(x, y, arguments.get("sample_weight"))
         if not raw:
+            arguments["class_weight"] = weights
             return x, y
         arguments.pop("sample_weight", None)
         batch_size, shuffle = (
@@ -88,10 +92,12 @@ class StreamedSamples:
             arguments.get("shuffle", True),
         )
         batches = self.batches(x, y, sample_weight, batch_size, shuffle)
+        if weights:
+            batches = batches.map(functools.partial(with_class_weights, weights=weights))
         arguments["shuffle"] = False  # it is done, anew in each epoch: they lie one behind another
         if arguments.get("steps_per_epoch") is None:
             arguments["steps_per_epoch"] = len(batches)
-        return batches.repeat(arguments.get("epochs", 1)), None
+        return from_epoch(batches, arguments).repeat(arguments.get("epochs", 1)), None
 
 
 def is_stream(data) -> bool:

@@ -11,6 +11,27 @@ Texts = str | bytes | Sequence[str | bytes] | np.ndarray  # or a TensorFlow stri
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
+def as_column(values):
+    """Return a column of another library as a list or an array; what is none stays as it is.
+
+    Args:
+        values: a column of pandas, polars, Arrow or `datasets`, or strings of TensorFlow.
+    """
+    if isinstance(values, list | tuple | str | bytes | np.ndarray):
+        return values
+    if hasattr(values, "to_pylist"):  # Arrow's
+        return values.to_pylist()
+    if isinstance(values, Sequence):  # of `datasets`, which reads a value when it is asked for it
+        return list(values)
+    if len(getattr(values, "shape", ())) != 1:
+        return values
+    if hasattr(values, "to_numpy"):
+        return values.to_numpy()
+    if getattr(values.dtype, "name", "") == "string" and hasattr(values, "numpy"):  # TensorFlow
+        return [text.decode("utf-8", "replace") for text in values.numpy()]
+    return values
+
+
 def as_strings(texts: Texts, name: str) -> tuple[list[str], bool]:
     """Turn one text or a batch of them into Python strings.
 
@@ -18,8 +39,8 @@ def as_strings(texts: Texts, name: str) -> tuple[list[str], bool]:
     can hold, becomes U+FFFD too: one character for one, so that character offsets still hold.
 
     Args:
-        texts: str or bytes, a list, tuple or one-dimensional array of them, or a TensorFlow string
-            tensor outside of a graph.
+        texts: str or bytes, a list, tuple, one-dimensional array or column of them, or a TensorFlow
+            string tensor outside of a graph.
         name: what to call `texts` in an error.
 
     Returns:
@@ -28,6 +49,7 @@ def as_strings(texts: Texts, name: str) -> tuple[list[str], bool]:
     Raises:
         ValueError: something in `texts` is not a string.
     """
+    texts = as_column(texts)
     if hasattr(texts, "numpy"):  # a tensor
         texts = texts.numpy()
     if isinstance(texts, np.ndarray):

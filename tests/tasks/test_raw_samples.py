@@ -1,5 +1,6 @@
 """What `fit` makes of the samples it is given: their order, and Series that have an index."""
 
+import collections.abc
 import dataclasses
 import warnings
 
@@ -184,15 +185,43 @@ def test_impossible_batch_sizes_are_refused(size):
             call(case.x, case.y, batch_size=size)
 
 
+class Lazy(collections.abc.Sequence):
+    """A column that reads a value when it is asked for it, as those of `datasets`."""
+
+    def __init__(self, values):
+        self._values = values
+
+    def __len__(self):
+        return len(self._values)
+
+    def __getitem__(self, index):
+        return self._values[index]
+
+
+class Arrow:
+    """A column as Arrow's: no sequence, without a shape."""
+
+    def __init__(self, values):
+        self._values = values
+
+    def __len__(self):
+        return len(self._values)
+
+    def to_pylist(self):
+        return self._values
+
+
 def columns(kind: str, values: list):
     """Return values as another library's column that is no list, array or Series."""
     if kind == "TensorFlow":
         return pytest.importorskip("tensorflow").constant(values)
+    if kind in ("lazy", "Arrow"):
+        return {"lazy": Lazy, "Arrow": Arrow}[kind](values)
     return pd.Series(values, dtype="string").array
 
 
 @pytest.mark.skipif(keras.backend.backend() == "jax", reason="JAX traces the loss that looks on")
-@pytest.mark.parametrize("kind", ["pandas", "TensorFlow"])
+@pytest.mark.parametrize("kind", ["pandas", "TensorFlow", "lazy", "Arrow"])
 def test_columns_of_other_libraries_are_raw_samples(kind):
     case = CASE["TextClassifier"]
     task, seen = case.make(), []
@@ -209,6 +238,68 @@ def test_columns_of_other_libraries_are_raw_samples(kind):
     task.compile(run_eagerly=True)
     with pytest.raises(ValueError, match="7"):
         task.fit(columns(kind, TEXTS), [0, 1, 0, 7], verbose=0)
+    given, expected = task.classify(columns(kind, TEXTS)), task.classify(TEXTS)
+    assert [answer["label"] for answer in given] == [answer["label"] for answer in expected]
+    tokenizer = task.preprocessor.tokenizer
+    assert tokenizer.tokenize(columns(kind, TEXTS)) == tokenizer.tokenize(TEXTS)
+
+
+class Seen(keras.losses.Loss):
+    """A loss that notes the labels it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.labels = []
+
+    def call(self, y_true, y_pred):
+        self.labels.append(keras.ops.convert_to_numpy(y_true).ravel().tolist())
+        return keras.ops.mean(y_pred, axis=-1)
+
+
+def _endless():
+    while True:
+        yield TEXTS, np.full(4, 9)
+
+
+@pytest.mark.skipif(keras.backend.backend() == "jax", reason="JAX traces the loss that looks on")
+@pytest.mark.parametrize("kind", ["raw", "ids", "beside a stream"])
+@pytest.mark.parametrize("steps", [None, 2])
+def test_a_later_epoch_has_the_order_that_is_its_own(kind, steps):
+    case = CASE["TextClassifier"]
+
+    def labels(**epochs):
+        task, loss = case.make(seed=0), Seen()
+        task.compile(loss=loss, metrics=[], weighted_metrics=[], run_eagerly=True)
+        x = TEXTS * 2 if kind != "ids" else task.preprocessor(TEXTS * 2)
+        y, options = np.arange(8), {"batch_size": 2, "steps_per_epoch": steps, "verbose": 0}
+        if kind == "beside a stream":
+            options["validation_data"] = _endless()
+            options["validation_steps"] = 1
+        keras.utils.set_random_seed(0)
+        task.fit(x, y, **options, **epochs)
+        seen = [batch for batch in loss.labels if 9 not in batch]
+        return seen[-2 * (steps or 4) :]
+
+    whole = labels(epochs=3)
+    assert whole[: len(whole) // 2] != whole[len(whole) // 2 :]
+    assert labels(epochs=3, initial_epoch=1) == whole
+    assert labels(epochs=2) != whole
+
+
+def test_validation_has_batches_of_its_own():
+    class Counts(keras.callbacks.Callback):
+        batches = 0
+
+        def on_test_batch_end(self, batch, logs=None):
+            self.batches += 1
+
+    task, counts = CASE["TextClassifier"].make(), Counts()
+    y = [0, 1, 0, 1]
+    sizes = {"batch_size": 1, "validation_batch_size": 2}
+    task.fit(TEXTS, y, validation_data=(TEXTS, y), callbacks=[counts], verbose=0, **sizes)
+    assert counts.batches == 2
+    with pytest.raises(ValueError, match="validation_batch_size must be an integer"):
+        task.fit(TEXTS, y, validation_data=(TEXTS, y), validation_batch_size=0)
 
 
 def test_a_loss_of_your_own_takes_any_labels_beside_texts():

@@ -108,14 +108,47 @@ def test_lists_are_shuffled_anew_in_each_epoch_beside_a_stream():
     assert trained[:16] != trained[20:36]
 
 
-def test_names_of_classes_have_weights_in_a_stream():
+@pytest.mark.parametrize("kind", ["PyDataset", "generator", "loader", "lists", "ids"])
+def test_names_of_classes_have_weights_in_a_stream(kind):
+    """Lists and ids are streamed only in that what validates them is."""
     case = CASE["TextClassifier"]
-    weighted = model_of("TextClassifier")
-    loss = weighted.fit(
-        Pairwise(case), class_weight={"bad": 3.0, "good": 1.0}, shuffle=False, verbose=0
-    ).history["loss"]
-    plain = model_of("TextClassifier").fit(Pairwise(case), shuffle=False, verbose=0)
-    assert loss[0] > 1.3 * plain.history["loss"][0]
+
+    def loss(weights, data, **options):
+        task = model_of("TextClassifier")
+        history = task.fit(*data(task), class_weight=weights, shuffle=False, verbose=0, **options)
+        return history.history["loss"][0]
+
+    def loader(_):
+        utils = pytest.importorskip("torch").utils.data
+        labels = [["bad", "good"].index(y) for y in case.y]
+        return (utils.DataLoader(list(zip(case.x, labels, strict=True)), batch_size=2),)
+
+    def lists(task):
+        numbers = np.array([["bad", "good"].index(y) for y in case.y])
+        return (task.preprocessor(case.x), numbers) if kind == "ids" else (case.x, case.y)
+
+    data = {
+        "PyDataset": lambda _: (Pairwise(case),),
+        "generator": lambda _: (generator(case),),
+        "loader": loader,
+    }.get(kind, lists)
+
+    def options():
+        if data is not lists:
+            return {}
+        return {"batch_size": 2, "validation_data": generator(case)}
+
+    weights = {"bad": 3.0, "good": 1.0}
+    expected = loss(weights, lambda _: (case.x, case.y), batch_size=2)
+    assert loss(weights, data, **options()) == pytest.approx(expected, rel=1e-4)
+    assert loss(None, data, **options()) < expected / 1.3
+
+
+def test_class_weights_stand_alone():
+    task = model_of("TextClassifier")
+    batch = (["a text"], ["bad"], np.ones(1))
+    with pytest.raises(ValueError, match="sample_weight beside it: give one of the two"):
+        task.fit(iter([batch]), class_weight={"bad": 2.0}, verbose=0)
 
 
 def test_pytorchs_loader():
