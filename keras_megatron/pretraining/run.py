@@ -214,16 +214,17 @@ def _fit(model, settings, batches, log: PretrainingLog, log_every: int, workers:
     if not len(rest):  # killed after its last step
         log.restore(model)
         return
-    keras.Model.fit(  # KerasHub's would begin the data twice, with its processes
-        model,
-        (batch for batch in prefetched(rest, workers)),
-        initial_epoch=log.progress.step // log_every,
-        epochs=settings.steps // log_every,
-        steps_per_epoch=log_every * parts,
-        callbacks=[log],
-        shuffle=False,  # it is done
-        verbose=0,
-    )
+    with contextlib.closing(iter(prefetched(rest, workers))) as made:  # ends what makes them
+        keras.Model.fit(  # KerasHub's would begin the data twice, with its processes
+            model,
+            (batch for batch in made),
+            initial_epoch=log.progress.step // log_every,
+            epochs=settings.steps // log_every,
+            steps_per_epoch=log_every * parts,
+            callbacks=[log],
+            shuffle=False,  # it is done
+            verbose=0,
+        )
 
 
 def _finish(model, folder: RunFolder, log: PretrainingLog) -> dict:

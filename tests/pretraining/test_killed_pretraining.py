@@ -165,3 +165,14 @@ def children_of(parent: int) -> list[str]:
     found = [pid for thread in threads for pid in thread.read_text().split()]
     lines = {pid: pathlib.Path(f"/proc/{pid}/cmdline").read_bytes() for pid in found}
     return [pid for pid, line in lines.items() if b"spawn_main" in line]
+
+
+@pytest.mark.backend_independent
+def test_workers_leave_nothing_when_a_run_ends(corpus, tokenizer, tmp_path):
+    settings = written_settings(corpus, tokenizer, tmp_path)
+    text = settings.read_text("utf-8")
+    settings.write_text(text.replace("steps = 60", "steps = 3"), encoding="utf-8")
+    process = start(settings, tmp_path / "out", "--workers", "1")
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0
+    assert b"leaked" not in errors
