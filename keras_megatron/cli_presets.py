@@ -1,33 +1,14 @@
 """What the commands make of the option `--preset`."""
 
-import difflib
-import os
-import pathlib
-
 DEFAULT_PRESET = "megatron_bert_tiny_uncased"
 _FILL_MASKS = ("MegatronBertMaskedLM", "MegatronBertPretrainer", "MegatronBertCausalLM")  # by head
 
 
 def check_preset(preset: str) -> None:
-    """Refuse what is neither a known name, nor a folder with a preset, nor the address of one.
+    """Refuse what is no preset; see `keras_megatron.presets.names`, imported when it is needed."""
+    from keras_megatron.presets.names import check_preset as check
 
-    Raises:
-        ValueError: as said; it names presets that are written much the same.
-    """
-    from keras_megatron.presets.registry import known
-
-    names = [known_preset.name for known_preset in known()]
-    if preset in names or "://" in preset:
-        return
-    if os.path.isdir(preset):
-        _check_folder(pathlib.Path(preset))
-        return
-    close = " or ".join(difflib.get_close_matches(preset, names))
-    hint = f"did you mean {close}? " if close else ""
-    raise ValueError(
-        f"{preset!r} is neither a folder nor the name of a preset: {hint}`keras-megatron presets` "
-        "lists the names"
-    )
+    check(preset)
 
 
 def check_fills_masks(preset: str) -> None:
@@ -45,14 +26,3 @@ def check_fills_masks(preset: str) -> None:
             f"{preset} holds {kind}, which has no head that fills masks: give the preset of a "
             "MegatronBertMaskedLM or MegatronBertPretrainer"
         )
-
-
-def _check_folder(folder: pathlib.Path) -> None:
-    from keras_megatron.checkpoints.huggingface import read_json
-
-    config = folder / "config.json"
-    if not config.exists():
-        inner = folder / "preset"
-        hint = f": did you mean {inner}?" if (inner / config.name).exists() else ""
-        raise ValueError(f"{folder} is no preset, as it has no {config.name}{hint}")
-    read_json(config)

@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import warnings
 from collections.abc import Iterable, Mapping
 
 import keras
@@ -23,6 +22,7 @@ from keras_megatron.checkpoints.safetensors_files import load_safetensors
 from keras_megatron.checkpoints.staging import reason
 from keras_megatron.checkpoints.torch_files import load_torch_file
 from keras_megatron.checkpoints.weight_names import model_sizes, weights
+from keras_megatron.user_warnings import warn_user
 
 _WEIGHT_FILES = (
     "model.safetensors",
@@ -77,7 +77,7 @@ def load_weights(model: keras.Model, folder: str | os.PathLike) -> list[str]:
     optional = {"pooler", *HEAD_PREFIXES} - (set() if foreign else promised - {"pooler"})
     unused, missing = assign_weights(model, source, optional)
     for part in sorted(missing & own.parts if own else missing):
-        warnings.warn(f"{folder} has no {_CALLED[part]} random", stacklevel=2)
+        warn_user(f"{folder} has no {_CALLED[part]} random")
     return sorted([*unused, *foreign])
 
 

@@ -4,9 +4,11 @@ Importing this package makes all known to KerasHub.
 """
 
 from keras_megatron.presets.loader import install_loader
+from keras_megatron.presets.names import install_checks
 from keras_megatron.presets.registry import register_built_in
 from keras_megatron.presets.saver import install_saver
 
 register_built_in()
 install_loader()
 install_saver()
+install_checks()

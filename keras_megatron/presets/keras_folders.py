@@ -4,7 +4,6 @@ import contextlib
 import inspect
 import os
 import threading
-import warnings
 from collections.abc import Iterator
 
 import keras
@@ -28,6 +27,7 @@ from keras_megatron.presets.mapped_weights import mapped_weights
 from keras_megatron.tasks.labels import check_class_count
 from keras_megatron.tasks.preprocessor import MegatronBertPreprocessor
 from keras_megatron.tasks.task import MegatronBertTask
+from keras_megatron.user_warnings import warn_user
 
 # Heads that several tasks have, and that mean the same in each.
 _SHARED = ("mlm_head/", "binary_head/")
@@ -86,7 +86,7 @@ class MegatronBertKerasLoader(KerasPresetLoader):
                     cls, stored, load_weights, load_task_weights, **kwargs
                 )
         if random and load_weights and load_task_weights:
-            warnings.warn(self._of_random(random), stacklevel=3)  # the caller of from_preset
+            warn_user(self._of_random(random))
         return task
 
     def _load_other(self, cls, stored, load_weights, load_task_weights, **kwargs):

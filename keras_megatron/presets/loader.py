@@ -6,7 +6,6 @@ list of types is fixed. `install_loader` puts a class in its place that takes th
 """
 
 import os
-import warnings
 
 import keras_hub
 from keras_hub.src.utils import preset_utils
@@ -33,6 +32,7 @@ from keras_megatron.presets.hugging_face import (
 )
 from keras_megatron.presets.keras_folders import MegatronBertKerasLoader, backbone_arguments
 from keras_megatron.presets.registry import find
+from keras_megatron.user_warnings import warn_user
 
 MODEL_TYPE = "megatron-bert"
 KERAS_HUB_LOADER = preset_loader.TransformersPresetLoader
@@ -58,9 +58,8 @@ class MegatronBertPresetLoader(PresetLoader):
         self._for_task = False  # whether load_task asks for the backbone
         self._has_pooler = None  # whether the weights do, if weights are loaded
         if self.named and os.path.isdir(preset):
-            warnings.warn(
+            warn_user(
                 f"{preset!r} is taken for the preset of this name: use './{preset}' for the folder",
-                stacklevel=5,  # the caller of from_preset
             )
 
     def check_backbone_class(self) -> type:
@@ -76,10 +75,9 @@ class MegatronBertPresetLoader(PresetLoader):
         if "vocabulary_size" in kwargs:
             check_rows(kwargs["vocabulary_size"], backbone_config(self.config)["vocabulary_size"])
         if self.config.get("is_decoder") and not self._for_task:
-            warnings.warn(
+            warn_user(
                 f"{self.preset} holds a decoder (is_decoder is true), but the backbone looks both "
                 "ways: call it with causal=True, or load MegatronBertCausalLM",
-                stacklevel=3,  # the caller of from_preset
             )
         with weights_follow(self._has_pooler is not None):
             backbone = cls(**{**backbone_config(self.config), **kwargs})
@@ -100,10 +98,9 @@ class MegatronBertPresetLoader(PresetLoader):
         if "num_classes" not in kwargs:  # else the head is a new one
             kwargs = {**task_arguments(cls, self.config), **kwargs}
         if "preprocessor" not in kwargs and not self.named and not has_tokenizer(self.preset):
-            warnings.warn(
+            warn_user(
                 f"{self.preset} has {why_no_tokenizer(self.preset)}: the model has no preprocessor "
                 "and takes ids",
-                stacklevel=3,  # the caller of from_preset
             )
             kwargs["preprocessor"] = None
         if "preprocessor" not in kwargs:
@@ -158,10 +155,9 @@ class MegatronBertPresetLoader(PresetLoader):
         strange = [name for name in unused if not name.startswith(_OTHER_HEADS)]
         if strange:
             names = ", ".join(repr(name[:_LONGEST_NAME]) for name in strange[:_MOST_NAMES])
-            warnings.warn(
+            warn_user(
                 f"{self.preset} has {len(strange)} weights that the model has no place for: {names}"
                 f"{', ...' if len(strange) > _MOST_NAMES else ''}",
-                stacklevel=4,
             )
 
 

@@ -1,11 +1,12 @@
 """WordPiece vocabularies: read, checked, described."""
 
 import os
-import warnings
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 
 import numpy as np
+
+from keras_megatron.user_warnings import warn_user
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 CONTINUATION_PREFIX = "##"
@@ -109,16 +110,14 @@ def resolve_casing(lowercase: bool | None, vocabulary: Vocabulary) -> bool:
     if lowercase is None:
         return not capitalized
     if lowercase and capitalized:
-        warnings.warn(
+        warn_user(
             f"lowercase=True, but the vocabulary is cased: {len(capitalized)} of its pieces have "
             f"upper-case letters (first {capitalized[0]!r}) and will never match",
-            stacklevel=5,
         )
     if not lowercase and not capitalized:
-        warnings.warn(
+        warn_user(
             "lowercase=False, but the vocabulary is uncased: no piece has an upper-case letter, so "
             "that capitalized words become [UNK]",
-            stacklevel=5,
         )
     return lowercase
 

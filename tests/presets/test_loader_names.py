@@ -136,3 +136,40 @@ def test_released_sizes_without_weights_need_no_network(monkeypatch):
     assert (built["num_layers"], built["hidden_dim"], built["num_heads"]) == (48, 2560, 40)
     with pytest.raises(ValueError, match=r"no weights were released.*load_weights=False"):
         keras_hub.models.Backbone.from_preset("megatron_bert_3_9b_uncased")
+
+
+CLASSES = [
+    MegatronBertBackbone,
+    MegatronBertMaskedLM,
+    MegatronBertMaskedLMPreprocessor,
+    MegatronBertTokenizer,
+]
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_what_is_no_preset_is_one_line_with_a_remedy(cls, tmp_path):
+    name = "megatron_bert_345m_uncase"
+    with pytest.raises(
+        ValueError, match=rf"^'{name}' is neither .*: did you mean {name}d"
+    ) as caught:
+        cls.from_preset(name)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match=r"is no preset, as it has no config\.json$"):
+        cls.from_preset(str(tmp_path))
+    (tmp_path / "preset").mkdir()
+    (tmp_path / "preset" / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=f"did you mean {tmp_path}/preset\\?$"):
+        cls.from_preset(tmp_path)
+    with pytest.raises(ValueError, match="must be a string"):
+        cls.from_preset(3)
+
+
+@pytest.mark.backend_independent
+def test_paths_are_presets(tmp_path):
+    tokenizer = MegatronBertTokenizer.from_preset("megatron_bert_tiny_uncased")
+    task = MegatronBertMaskedLM.from_preset("megatron_bert_tiny_uncased")
+    task.save_to_preset(str(tmp_path))
+    assert MegatronBertTokenizer.from_preset(tmp_path).vocabulary == tokenizer.vocabulary
+    same = MegatronBertMaskedLM.from_preset(tmp_path)
+    for ours, expected in zip(same.get_weights(), task.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, expected)
