@@ -2,6 +2,7 @@ import keras
 import keras_hub
 import numpy as np
 
+from keras_megatron.garbage import no_collections
 from keras_megatron.layers.common import (
     get_activation,
     normal_initializer,
@@ -223,7 +224,8 @@ class MegatronBertBackbone(EncoderCall, keras_hub.models.Backbone):
 
     def quantize(self, mode, **kwargs) -> None:
         """Quantize the kernels and the table of tokens; see `keras.Model.quantize`."""
-        super().quantize(mode, **kwargs)
+        with no_collections():
+            super().quantize(mode, **kwargs)
         mend_quantized(self._flatten_layers(include_self=False))
 
     @property

@@ -1,3 +1,6 @@
+import gc
+import weakref
+
 import keras
 import numpy as np
 import pytest
@@ -8,6 +11,7 @@ from models import as_numpy, encoder_inputs, small_backbone
 
 from keras_megatron import MegatronBertBackbone
 from keras_megatron.checkpoints import huggingface
+from keras_megatron.garbage import no_collections
 
 SMALL_TOLERANCE = 2e-5
 
@@ -208,3 +212,23 @@ def test_int8_stays_close(inputs):
     assert {keras.backend.standardize_dtype(kernel.dtype) for kernel in kernels} == {"int8"}
     rounded = as_numpy(backbone(inputs))["sequence_output"]
     assert 0 < largest_difference(rounded, exact) < 0.1 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("is_enabled", [True, False])
+def test_quantizing_frees_kernels_without_a_search_for_garbage(is_enabled):
+    backbone = small_backbone()
+    was = weakref.ref(backbone.get_layer("pooled_dense").kernel)
+    assert was() is not None
+    try:
+        if not is_enabled:
+            gc.disable()
+        backbone.quantize("int8")
+        assert was() is None
+        assert (gc.isenabled(), gc.get_freeze_count()) == (is_enabled, 0)
+        gc.freeze()  # as a server may have done
+        with no_collections():
+            pass
+        assert gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()
+        gc.enable()

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import gc
 import os
 from collections.abc import Iterator
 from contextvars import ContextVar
@@ -13,6 +12,7 @@ from keras.src.saving import saving_lib
 
 from keras_megatron.checkpoints.assignable import assignable, keeps_pages
 from keras_megatron.checkpoints.mapped_files import BFLOAT16
+from keras_megatron.garbage import no_collections
 from keras_megatron.patching import patched
 from keras_megatron.presets.copies_ahead import SMALLEST, CopiesAhead
 
@@ -45,7 +45,7 @@ def mapped_weights(path: str | os.PathLike | None = None) -> Iterator[None]:
     attributes = functools.cache(saving_lib.get_attr_skipset)
     with (
         CopiesAhead(path if keeps_pages() else None) as copies,
-        _no_collections(),
+        no_collections(),
         patched(saving_lib.H5IOStore, __getitem__=__getitem__),
         patched(saving_lib, get_attr_skipset=attributes),
     ):
@@ -54,18 +54,6 @@ def mapped_weights(path: str | os.PathLike | None = None) -> Iterator[None]:
             yield
         finally:
             _is_active.reset(token)
-
-
-@contextlib.contextmanager
-def _no_collections() -> Iterator[None]:
-    """Keep Python from looking for garbage: a model's many objects are none, nor TensorFlow's."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _view(store: saving_lib.H5IOStore, key: str) -> np.ndarray | None:
