@@ -6,7 +6,13 @@ import numpy as np
 
 from keras_megatron.tasks.id_labels import labels_that_count, without_overflow
 from keras_megatron.tasks.preprocessor import MegatronBertPreprocessor
-from keras_megatron.tasks.samples import as_columns, by_position, check_lengths, is_raw
+from keras_megatron.tasks.samples import (
+    as_columns,
+    by_position,
+    check_lengths,
+    is_raw,
+    refuse_table,
+)
 
 
 class CheckedSamples:
@@ -55,9 +61,10 @@ class CheckedSamples:
         """Say whether `x` is raw samples that the preprocessor makes batches of.
 
         Raises:
-            ValueError: it is a single sample, there are none, or they would be too long for the
-                model.
+            ValueError: it is a single sample or a table, there are none, or they would be too long
+                for the model.
         """
+        refuse_table(x)
         if not isinstance(self.preprocessor, MegatronBertPreprocessor):
             return False
         if any(isinstance(column, str) for column in as_columns(x)):

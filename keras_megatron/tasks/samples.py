@@ -29,6 +29,23 @@ def is_raw(x) -> bool:
     return bool(columns) and all(isinstance(column, list | np.ndarray) for column in columns)
 
 
+def refuse_table(x) -> None:
+    """Refuse a table of pandas, polars, Arrow or `datasets` where a column of it is wanted.
+
+    Raises:
+        ValueError: as said; it names the columns.
+    """
+    names = getattr(x, "column_names", getattr(x, "columns", None))
+    if names is not None:
+        names = [str(name) for name in names]
+        raise ValueError(
+            f"x is a table of {', '.join(names)}: give a column of it, as in x[{names[0]!r}], or a "
+            "tuple of two for pairs"
+            if names
+            else "x is a table without columns: give a column of texts"
+        )
+
+
 def as_columns(x) -> tuple:
     """Return the columns of raw samples: what is no tuple is the only one."""
     return x if isinstance(x, tuple) else (x,)

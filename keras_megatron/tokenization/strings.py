@@ -19,7 +19,7 @@ def as_column(values):
     """
     if isinstance(values, list | tuple | str | bytes | np.ndarray):
         return values
-    if hasattr(values, "to_pylist"):  # Arrow's
+    if hasattr(values, "to_pylist") and not hasattr(values, "column_names"):  # Arrow's, no table
         return values.to_pylist()
     if isinstance(values, Sequence):  # of `datasets`, which reads a value when it is asked for it
         return list(values)

@@ -244,6 +244,21 @@ def test_columns_of_other_libraries_are_raw_samples(kind):
     assert tokenizer.tokenize(columns(kind, TEXTS)) == tokenizer.tokenize(TEXTS)
 
 
+def test_tables_are_refused():
+    task = CASE["TextClassifier"].make()
+    task.compile()
+    table = pd.DataFrame({"text": TEXTS, "label": [0, 1, 0, 1]})
+    calls = (
+        lambda: task.fit(table, table["label"], verbose=0),
+        lambda: task.evaluate(table, table["label"], verbose=0),
+        lambda: task.predict(table, verbose=0),
+        lambda: task.train_on_batch(table, table["label"]),
+    )
+    for call in calls:
+        with pytest.raises(ValueError, match=r"x is a table of text, label: .*, as in x\['text'\]"):
+            call()
+
+
 class Seen(keras.losses.Loss):
     """A loss that notes the labels it is given."""
 
