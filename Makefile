@@ -8,6 +8,8 @@ BIN := $(VENV)/bin
 # TensorFlow and XLA greet on stderr; what they have to say there is for their developers.
 QUIET := TF_CPP_MIN_LOG_LEVEL=2
 # A process a core with a thread each, as most tests are too small to use more.
+# What XLA compiled once it finds again, in the processes that tests start and in the next run.
+JAX_CACHE := JAX_COMPILATION_CACHE_DIR=$(CURDIR)/$(VENV)/jax_cache JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0
 PYTEST := OMP_NUM_THREADS=1 $(QUIET) $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal
 
 .PHONY: demo test test-full parity benchmark lint format clean
@@ -17,7 +19,7 @@ demo: $(VENV)/.installed
 
 test: lint
 	KERAS_BACKEND=torch $(PYTEST)
-	KERAS_BACKEND=jax $(PYTEST)
+	KERAS_BACKEND=jax $(JAX_CACHE) $(PYTEST)
 	KERAS_BACKEND=tensorflow $(PYTEST)
 
 # The 345M shape, once a backend: minutes, and about 8 GB of memory.
