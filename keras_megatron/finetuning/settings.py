@@ -3,8 +3,7 @@
 import dataclasses
 
 from keras_megatron.finetuning.recipe import RECIPES, Recipe
-
-_HALVES = ("float16", "bfloat16")
+from keras_megatron.tasks.training import check_keeps_updates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,11 +65,7 @@ class FinetuneSettings:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name} must be at least {least}, not {value}")
-        if self.dtype in _HALVES:
-            raise ValueError(
-                f"dtype {self.dtype!r} rounds updates away: use 'mixed_{self.dtype}', which keeps "
-                "weights in float32"
-            )
+        check_keeps_updates(self.dtype)
         if self.seed >= 2**32:
             raise ValueError(f"seed must be less than 2**32, not {self.seed}")
         return dataclasses.replace(self, **numbers)

@@ -8,6 +8,8 @@ import pathlib
 from collections.abc import Iterable, Iterator
 
 from keras_megatron.pretraining.token_files import write_token_files
+from keras_megatron.tokenization.vocabulary import Vocabulary
+from keras_megatron.tokenization.wordpiece import RustWordPiece
 
 _AT_ONCE = 1000  # documents that are tokenized together
 
@@ -22,7 +24,8 @@ def write_corpus(
     """Write the documents of files as token files, which Megatron-LM reads too.
 
     What Megatron-LM's `tools/preprocess_data.py --split-sentences` does: documents to sentences,
-    these to ids without special tokens. What has no tokens is left out.
+    these to ids without special tokens: `[MASK]` in a text is three pieces. What has no tokens is
+    left out.
 
     Args:
         sources: files of documents: JSON Lines (`.jsonl`, `.ndjson` or `.json`) with the text
@@ -42,11 +45,14 @@ def write_corpus(
     """
     _check_apart(sources := list(sources), prefix)
     counts = {"documents": 0, "sentences": 0, "tokens": 0}
+    word_pieces = RustWordPiece(
+        Vocabulary(tokenizer.get_vocabulary()), tokenizer.lowercase, special_tokens=False
+    )
 
     def documents() -> Iterator[list[list[int]]]:
         texts = (text for source in sources for text in read_documents(source, key))
         while some := list(itertools.islice(texts, _AT_ONCE)):
-            for document in _tokenize(some, tokenizer, language):
+            for document in _tokenize(some, word_pieces, language):
                 counts["documents"] += 1
                 counts["sentences"] += len(document)
                 counts["tokens"] += sum(map(len, document))
@@ -105,7 +111,9 @@ def _text_of(line: str, key: str, place: str) -> str:
     return text
 
 
-def _tokenize(texts: list[str], tokenizer, language: str) -> Iterator[list[list[int]]]:
+def _tokenize(
+    texts: list[str], word_pieces: RustWordPiece, language: str
+) -> Iterator[list[list[int]]]:
     """Yield the sentences' ids of each text that has some."""
     import sentencex
 
@@ -119,8 +127,8 @@ def _tokenize(texts: list[str], tokenizer, language: str) -> Iterator[list[list[
         for text in texts
     ]
     flat = [sentence for of_text in sentences for sentence in of_text]
-    ids = iter(tokenizer.tokenize(flat) if flat else [])
+    ids = iter(word_pieces.tokenize(flat))
     for of_text in sentences:
-        document = [list(some) for some in itertools.islice(ids, len(of_text)) if len(some)]
+        document = [some for some in itertools.islice(ids, len(of_text)) if some]
         if document:
             yield document

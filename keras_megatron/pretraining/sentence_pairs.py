@@ -18,6 +18,8 @@ from keras_megatron.pretraining.token_files import TokenFiles
 
 MEGATRON_MASKING = MaskingScheme(max_ngram=3, whole_words=True)
 _SPECIAL = 3  # [CLS] and two [SEP]
+# Documents with a longer one are left out: LONG_SENTENCE_LEN in megatron-core's helpers.cpp.
+_LONGEST_SENTENCE = 512
 
 
 class SentencePairs(grain.sources.RandomAccessDataSource):
@@ -50,7 +52,8 @@ class SentencePairs(grain.sources.RandomAccessDataSource):
         self._spans = _spans(files, room, short_sample_rate, np.random.default_rng(seed))
         if not len(self._spans):
             raise ValueError(
-                "the token files have no document of two sentences or more, of which pairs are made"
+                "the token files have no document of two sentences or more, and of none with more "
+                f"than {_LONGEST_SENTENCE} tokens, of which pairs are made"
             )
 
     def __len__(self) -> int:
@@ -75,9 +78,9 @@ def _spans(files: TokenFiles, room: int, short_rate: float, rng) -> np.ndarray:
     for first, last in zip(
         files.documents[:-1].tolist(), files.documents[1:].tolist(), strict=True
     ):
-        if last - first < 2:
-            continue
         lengths = files.lengths[first:last].tolist()
+        if len(lengths) < 2 or max(lengths) > _LONGEST_SENTENCE:
+            continue
         begin, tokens, limit = first, 0, target()
         for sentence, length in enumerate(lengths, first):
             tokens += length

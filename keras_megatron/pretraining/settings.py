@@ -11,10 +11,11 @@ import keras
 
 from keras_megatron.finetuning.recipe import LinearWarmupDecay, linear_schedule
 from keras_megatron.masking import MaskingScheme
+from keras_megatron.tasks.training import check_keeps_updates
 
 SHAPE = ("num_layers", "num_heads", "hidden_dim", "intermediate_dim", "max_sequence_length")
 _OF_MODEL = (*SHAPE, "lowercase", "initializer_range", "apply_residual_connection_post_layernorm")
-_DTYPES = ("float32", "mixed_bfloat16", "mixed_float16", "bfloat16")
+_DTYPES = ("float32", "mixed_bfloat16", "mixed_float16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +106,7 @@ class PretrainSettings:
             )
         if (self.preset is None) == (self.vocabulary is None):
             raise ValueError("give either a preset to go on from, or the vocabulary of a new model")
+        check_keeps_updates(self.dtype)
         if self.dtype not in _DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, not {self.dtype!r}")
         if self.preset is None and self.sequence_length > self.max_sequence_length:

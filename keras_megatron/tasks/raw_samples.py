@@ -127,6 +127,7 @@ class RawSamples(CheckedSamples):
 
     def train_on_batch(self, x, y=None, sample_weight=None, class_weight=None, **kwargs):
         """Train on one batch; see `keras.Model.train_on_batch`, and `fit` for `class_weight`."""
+        self.check_can_train()
         _, x, y, sample_weight = self.checked(x, y, sample_weight)
         weights = {"sample_weight": sample_weight}
         if class_weight:

@@ -23,6 +23,7 @@ class StreamedSamples:
 
     def fit(self, x=None, y=None, *args, validation_data=None, **kwargs):
         """Train; see `RawSamples.fit`."""
+        self.check_can_train()
         weights = kwargs.pop("class_weight", None)
         if weights:
             weights = class_weights(self, weights)

@@ -99,6 +99,17 @@ class DefaultTraining:
             if own:  # set so, it does not reach the layers within
                 layer._trainable = any(weight.trainable for weight in own)
 
+    def check_can_train(self) -> None:
+        """Refuse weights of 16 bits, unless they are trained by gradients alone.
+
+        Raises:
+            ValueError: as said.
+        """
+        if isinstance(_innermost(self.optimizer), keras.optimizers.SGD):
+            return
+        for weight in self.trainable_weights:
+            check_keeps_updates(keras.backend.standardize_dtype(weight.dtype))
+
     def has_usual_loss(self) -> bool:
         """Say whether the loss takes the task's labels: it is the default one, or a cross entropy.
 
@@ -143,6 +154,25 @@ class DefaultTraining:
     def default_metrics(self) -> dict[str, list | dict]:
         """Return `metrics` or `weighted_metrics` for `compile`, by this name."""
         return {}
+
+
+def check_keeps_updates(dtype: str) -> None:
+    """Refuse to train weights in 16 bits.
+
+    A step is smaller than what they are rounded by; and in bfloat16 Keras's Adam makes none at all,
+    as its `beta_2` becomes 1.
+
+    Args:
+        dtype: of the weights, or the name of a dtype policy.
+
+    Raises:
+        ValueError: it is float16 or bfloat16.
+    """
+    if dtype in ("float16", "bfloat16"):
+        raise ValueError(
+            f"dtype {dtype!r} rounds updates away: use 'mixed_{dtype}', which keeps weights in "
+            "float32"
+        )
 
 
 def _innermost(optimizer):

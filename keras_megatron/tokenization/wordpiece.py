@@ -21,9 +21,10 @@ class RustWordPiece:
     Args:
         vocabulary: the pieces.
         lowercase: lower-case the text and strip its accents.
+        special_tokens: whether `[MASK]` and the like in a text are the tokens of this name.
     """
 
-    def __init__(self, vocabulary: Vocabulary, lowercase: bool):
+    def __init__(self, vocabulary: Vocabulary, lowercase: bool, special_tokens: bool = True):
         model = WordPiece(
             vocabulary.ids,
             unk_token="[UNK]",
@@ -33,7 +34,8 @@ class RustWordPiece:
         self._tokenizer = tokenizers.Tokenizer(model)
         self._tokenizer.normalizer = BertNormalizer(lowercase=lowercase)
         self._tokenizer.pre_tokenizer = BertPreTokenizer()
-        self._tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
+        if special_tokens:
+            self._tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
 
     def tokenize(self, texts: list[str]) -> list[list[int]]:
         """Return the ids of each text."""

@@ -47,6 +47,17 @@ def test_sentences_are_the_texts_own(texts, corpus, tokenizer):
     assert sum(end in (".", "?", "!", '"', "'", ";", ":", ")") for end in ends) > 0.7 * len(ends)
 
 
+def test_names_of_special_tokens_are_text(tmp_path, tokenizer):
+    (tmp_path / "a.txt").write_text("It says [MASK] and [SEP] here.\n", encoding="utf-8")
+    write_corpus([tmp_path / "a.txt"], tmp_path / "a", tokenizer)
+    ids = TokenFiles.open(tmp_path / "a", tokenizer).document(0)[0].tolist()
+    pieces = [tokenizer.id_to_token(id) for id in ids]
+    assert pieces == ["it", "says", "[", "mask", "]", "and", "[", "sep", "]", "here", "."]
+    special = {tokenizer.mask_token_id, tokenizer.sep_token_id}
+    assert not special & set(ids)
+    assert special & set(tokenizer.tokenize("It says [MASK] and [SEP] here.").tolist())
+
+
 def test_what_has_no_tokens_is_left_out(tmp_path, tokenizer):
     (tmp_path / "a.jsonl").write_text('{"text": ""}\n{"text": "One. Two."}\n{"text": " \\n"}\n')
     counts = write_corpus([tmp_path / "a.jsonl"], tmp_path / "a", tokenizer)

@@ -220,6 +220,7 @@ def test_a_loss_that_is_no_number_ends_it(settings, tmp_path):
         ({"preset": "x"}, "give either a preset to go on from, or the vocabulary"),
         ({"vocabulary": None}, "give either a preset to go on from, or the vocabulary"),
         ({"dtype": "float8"}, "dtype must be one of float32, mixed_bfloat16"),
+        ({"dtype": "bfloat16"}, "rounds updates away: use 'mixed_bfloat16'"),
         ({"sequence_length": 64}, "sequence_length=64 is more than the model's"),
         ({"selection_rate": 2.0}, "selection_rate must be between 0 and 1, not 2"),
         ({"tokens": "/nowhere/x"}, "cannot read /nowhere/x.idx: No such file"),

@@ -31,20 +31,41 @@ def samples_of(files, tokenizer, **arguments):
     return [source[i] for i in range(len(SentencePairs(files, LENGTH)))]
 
 
-def test_samples_are_those_of_megatron(files):
+def spans_of_megatron(files, length: int) -> list[tuple]:
+    """Return what megatron-core says of samples: first sentence, one after the last, room."""
     from megatron.core.datasets import helpers_cpp
 
     sizes = np.asarray(files.lengths, "int32")
     documents = np.asarray(files.documents, "int64")
     mapping = helpers_cpp.build_mapping(
-        documents, sizes, 1, 2**31 - 2, LENGTH - 3, 0.0, 1, False, 2
+        documents, sizes, 1, 2**31 - 2, length - 3, 0.0, 1, False, 2
     )
-    expected = sorted(map(tuple, np.asarray(mapping).tolist()))
-    source = SentencePairs(files, LENGTH, short_sample_rate=0.0)
-    found = [tuple(span) for span in source._spans.tolist()]
+    return sorted(map(tuple, np.asarray(mapping).tolist()))
+
+
+def spans(files, length: int) -> list[tuple]:
+    source = SentencePairs(files, length, short_sample_rate=0.0)
+    return [tuple(span) for span in source._spans.tolist()]
+
+
+def test_samples_are_those_of_megatron(files):
+    expected, found = spans_of_megatron(files, LENGTH), spans(files, LENGTH)
     assert found == expected
     assert found != [(a, b + 1, c) for a, b, c in expected]
     assert len(found) > 50
+
+
+def test_documents_with_a_long_sentence_are_left_out_as_megatron_does(tokenizer, tmp_path):
+    lengths = [(100, 100), (50, 600, 50), (513, 2), (512, 2), (100, 100)]
+    documents = [[[1996] * length for length in document] for document in lengths]
+    write_token_files(tmp_path / "long", documents, tokenizer)
+    files = TokenFiles.open(tmp_path / "long", tokenizer)
+    for length in (64, 512):
+        assert spans(files, length) == spans_of_megatron(files, length)
+        assert [span[0] for span in spans(files, length)] == [0, 7, 9]
+    write_token_files(tmp_path / "none", documents[1:3], tokenizer)
+    with pytest.raises(ValueError, match="of none with more than 512 tokens"):
+        SentencePairs(TokenFiles.open(tmp_path / "none", tokenizer), 512)
 
 
 def test_a_sample_is_a_pair_of_whole_sentences(files, tokenizer):

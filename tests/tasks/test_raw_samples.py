@@ -244,6 +244,26 @@ def test_columns_of_other_libraries_are_raw_samples(kind):
     assert tokenizer.tokenize(columns(kind, TEXTS)) == tokenizer.tokenize(TEXTS)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_weights_of_16_bits_are_not_trained(dtype):
+    """Keras's Adam changes no weight in bfloat16, where its beta_2 is 1."""
+    case = CASE["TextClassifier"]
+    task = case.make(dtype=dtype)
+    batch = (case.x, case.y)
+    for call in (
+        lambda: task.fit(*batch, verbose=0),
+        lambda: task.fit(iter([batch]), verbose=0),
+        lambda: task.train_on_batch(*batch),
+    ):
+        with pytest.raises(ValueError, match=f"rounds updates away: use 'mixed_{dtype}'"):
+            call()
+    task.evaluate(*batch, verbose=0)
+    before = task.get_weights()
+    task.compile(keras.optimizers.SGD(1.0), jit_compile=False)
+    task.fit(*batch, verbose=0)
+    assert any((a != b).any() for a, b in zip(before, task.get_weights(), strict=True))
+
+
 def test_tables_are_refused():
     task = CASE["TextClassifier"].make()
     task.compile()
