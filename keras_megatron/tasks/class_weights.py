@@ -1,5 +1,7 @@
 """Weights of classes, as `fit` takes them."""
 
+import math
+import numbers
 from collections.abc import Mapping
 
 import keras
@@ -9,14 +11,15 @@ from keras_megatron.tasks.labels import class_numbers
 
 
 def class_weights(task, weights: Mapping) -> dict[int, float]:
-    """Return weights of classes by their numbers.
+    """Return weights of classes by their numbers: of those that are not given 1.
 
     Args:
         task: the model, whose preprocessor may have `class_names`.
         weights: by number or name.
 
     Raises:
-        ValueError: a key is no class, or the task has no class a sample.
+        ValueError: a key is no class, a weight no number of at least 0, or the task has no class a
+            sample.
     """
     if not task.has_classes():
         raise ValueError(
@@ -27,7 +30,7 @@ def class_weights(task, weights: Mapping) -> dict[int, float]:
         raise ValueError(f"class_weight must be a dict of a weight a class, not {weights!r}")
     names = getattr(getattr(task, "preprocessor", None), "class_names", None)
     count = getattr(task, "num_classes", None)
-    numbers = {}
+    found = {}
     for key, weight in weights.items():
         if isinstance(key, str):
             (number,) = class_numbers([key], names, lambda _: "class_weight has the key")
@@ -38,8 +41,12 @@ def class_weights(task, weights: Mapping) -> dict[int, float]:
             )
         else:
             number = int(key)
-        numbers[number] = weight
-    return numbers
+        if not isinstance(weight, numbers.Real) or not 0 <= weight < math.inf:
+            raise ValueError(
+                f"class_weight[{key!r}] must be a number of at least 0, not {weight!r}"
+            )
+        found[number] = float(weight)
+    return dict.fromkeys(range(count or max([1, *found]) + 1), 1.0) | found
 
 
 def with_class_weights(batch: tuple, weights: Mapping[int, float]) -> tuple:

@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_megatron.backbone import MegatronBertBackbone
 from keras_megatron.layers.common import refuse_unknown
+from keras_megatron.tasks.class_weights import class_weights
 from keras_megatron.tasks.heads import dense_head, masked_lm_head, token_cross_entropy
 from keras_megatron.tasks.labels import check_class_labels, check_range, check_shape
 from keras_megatron.tasks.pretrainer_preprocessor import MegatronBertPretrainerPreprocessor
@@ -117,8 +118,11 @@ class MegatronBertPretrainer(MegatronBertTask, keras_hub.models.Task):
 
     # KerasHub's own take no labels that are dicts.
 
-    def train_on_batch(self, x, y=None, sample_weight=None, **kwargs):
+    def train_on_batch(self, x, y=None, sample_weight=None, class_weight=None, **kwargs):
         """Train on one batch; see `keras.Model.train_on_batch`."""
+        self.check_can_train()
+        if class_weight is not None:
+            class_weights(self, class_weight)  # says that there are none
         batch = self._batch(x, y, sample_weight)
         return keras.Model.train_on_batch(self, *batch, **kwargs)
 

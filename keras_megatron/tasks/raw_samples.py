@@ -8,12 +8,12 @@ from keras_megatron.tasks.class_weights import class_weights
 from keras_megatron.tasks.packed_training import pack_batches
 from keras_megatron.tasks.quiet import quiet
 from keras_megatron.tasks.samples import (
+    batches_of_arrays,
     by_position,
     first_samples,
     from_epoch,
     ids_as_arrays,
     positive,
-    shuffled_batches,
     split,
 )
 
@@ -62,7 +62,7 @@ class RawSamples(CheckedSamples):
             # KerasHub would take the rows in their order.
             parts = (x,) if y is None else (x, y)
             parts = parts if sample_weight is None else (x, y, sample_weight)
-            x = from_epoch(shuffled_batches(parts, batch_size or 32), kwargs)
+            x = from_epoch(batches_of_arrays(parts, batch_size or 32), kwargs)
             y = sample_weight = batch_size = None
             kwargs["shuffle"] = False
         with quiet():
@@ -88,12 +88,21 @@ class RawSamples(CheckedSamples):
             return data
         size = positive("validation_batch_size", arguments.get("validation_batch_size"))
         parts = (data,)
-        if self.labels != "made" or isinstance(data[0], Mapping):
-            parts = tuple(data)
+        if isinstance(data, list) and not all(isinstance(text, str) for text in data):
+            data = tuple(data)  # as Keras takes it
+        if isinstance(data, tuple) and (self.labels != "made" or isinstance(data[0], Mapping)):
+            parts = data
+        if not 1 <= len(parts) <= 3:
+            raise ValueError(
+                f"validation_data must be (x, y) or (x, y, sample_weight), not {len(parts)} parts"
+            )
         raw, *checked = self.checked(*parts)
         if raw:
             return self.batches(*checked, batch_size=size or batch_size or 32)
-        return tuple(checked[: len(parts)]) if len(parts) > 1 else data
+        arrays = ids_as_arrays(*checked) if size else None
+        if arrays:
+            return batches_of_arrays(arrays[: len(parts)], size, shuffle=False)
+        return tuple(checked[: len(parts)])
 
     def evaluate(self, x=None, y=None, batch_size=None, sample_weight=None, **kwargs):
         """Measure loss and metrics; see `keras.Model.evaluate`."""
@@ -130,7 +139,7 @@ class RawSamples(CheckedSamples):
         self.check_can_train()
         _, x, y, sample_weight = self.checked(x, y, sample_weight)
         weights = {"sample_weight": sample_weight}
-        if class_weight:
+        if class_weight is not None:
             weights["class_weight"] = class_weights(self, class_weight)
         return super().train_on_batch(x, y, **weights, **kwargs)
 

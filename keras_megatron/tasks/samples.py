@@ -178,19 +178,22 @@ def batches(
     return _ordered(rows, shuffle, seed).batch(batch_size, batch_fn=list).random_map(transform)
 
 
-def shuffled_batches(arrays, batch_size: int) -> grain.MapDataset:
+def batches_of_arrays(arrays, batch_size: int, shuffle: bool = True) -> grain.MapDataset:
     """Return one epoch of batches of arrays, of ids for instance; repeated, each is shuffled anew.
 
     Args:
-        arrays: a nested structure of arrays (rows, ...).
+        arrays: a nested structure of arrays (rows, ...), or of None.
         batch_size: rows a batch.
+        shuffle: whether to shuffle.
     """
     rows = len(keras.tree.flatten(arrays)[0])
 
     def take(places: list[int]):
-        return keras.tree.map_structure(lambda array: array[places], arrays)
+        return keras.tree.map_structure(
+            lambda array: None if array is None else array[places], arrays
+        )
 
-    return _ordered(grain.MapDataset.range(rows), shuffle=True, seed=None).batch(
+    return _ordered(grain.MapDataset.range(rows), shuffle, seed=None).batch(
         batch_size, batch_fn=take
     )
 

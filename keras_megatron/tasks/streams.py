@@ -1,8 +1,9 @@
 """Samples that arrive in batches: of a `keras.utils.PyDataset`, a generator or PyTorch's loader."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
+import grain
 import keras
 import numpy as np
 
@@ -25,7 +26,7 @@ class StreamedSamples:
         """Train; see `RawSamples.fit`."""
         self.check_can_train()
         weights = kwargs.pop("class_weight", None)
-        if weights:
+        if weights is not None:
             weights = class_weights(self, weights)
         if not is_stream(x) and not is_stream(validation_data):
             kwargs |= {"class_weight": weights} if weights else {}
@@ -34,7 +35,7 @@ class StreamedSamples:
         if is_stream(validation_data):
             validation_data = self._ready(validation_data, kwargs, "validation_steps")
         else:
-            validation_data = self._validation_batches(validation_data, batch_size, kwargs)
+            validation_data = self._validation_of_fit(validation_data, batch_size, kwargs)
         if is_stream(x):
             x = self._ready(x, kwargs, "steps_per_epoch", class_weight=weights)
         else:
@@ -81,10 +82,21 @@ class StreamedSamples:
             arguments.setdefault("shuffle", False)  # they are taken as they come
         return stream
 
+    def _validation_of_fit(self, data, batch_size: int | None, arguments: dict):
+        """Return validation data as `keras.Model.fit` takes it, of data that is no stream."""
+        _refuse_raw_dataset(data)
+        made = self._validation_batches(data, batch_size, arguments)
+        if not isinstance(made, grain.MapDataset) or made is data:
+            return made
+        steps = arguments.get("validation_steps")
+        arguments["validation_steps"] = min(steps or len(made), len(made))
+        return made.repeat(arguments.get("epochs", 1))
+
     def _batches_of_fit(self, x, y, arguments: dict, weights: dict | None) -> tuple:
         """Return what `keras.Model.fit` takes as x and y, of data that is no stream."""
         raw, x, y, sample_weight = self.checked(x, y, arguments.get("sample_weight"))
         if not raw:
+            _refuse_raw_dataset(x)
             arguments["class_weight"] = weights
             return x, y
         arguments.pop("sample_weight", None)
@@ -106,6 +118,24 @@ def is_stream(data) -> bool:
     return isinstance(data, keras.utils.PyDataset | Iterator) or _is_loader(data)
 
 
+def _refuse_raw_dataset(data) -> None:
+    """Refuse a `tf.data` or Grain dataset of raw samples, which KerasHub prepares but not Keras.
+
+    Raises:
+        ValueError: as said.
+    """
+    is_tensorflow = hasattr(data, "element_spec")
+    if not is_tensorflow and not isinstance(data, grain.MapDataset | grain.IterDataset):
+        return
+    element = data.element_spec if is_tensorflow else next(iter(data), ({},))
+    x = element[0] if isinstance(element, tuple) else element
+    if not isinstance(x, Mapping):
+        raise ValueError(
+            f"a {type(data).__name__} of raw samples beside a generator, a PyDataset or a "
+            "DataLoader is not prepared: give both in one kind, or samples in lists"
+        )
+
+
 def prepared(data, prepare_batch: Callable) -> tuple:
     """Return a stream whose batches are preprocessed, as `keras.Model` takes it.
 
@@ -116,9 +146,10 @@ def prepared(data, prepare_batch: Callable) -> tuple:
     Returns:
         The stream, and how many steps an epoch has if that must be said: else None.
     """
+    parts = _parts_of_loader if _is_loader(data) else _parts
 
     def prepare(batch):
-        return prepare_batch(*_parts(batch))
+        return prepare_batch(*parts(batch))
 
     if isinstance(data, keras.utils.PyDataset):
         return (data if isinstance(data, _Prepared) else _Prepared(data, prepare)), None
@@ -128,6 +159,11 @@ def prepared(data, prepare_batch: Callable) -> tuple:
         steps = len(data)
     except TypeError:  # of an IterableDataset
         return (prepare(batch) for batch in data), None
+    if not steps:
+        raise ValueError(
+            "the DataLoader has no batches: give more samples, a smaller batch_size, or "
+            "drop_last=False"
+        )
     return (prepare(batch) for batch in _forever(data)), steps
 
 
@@ -163,9 +199,9 @@ def _is_loader(data) -> bool:
 
 
 def _parts(batch) -> tuple:
-    """Return x, y and sample_weight of a batch; PyTorch's loader makes lists of tuples."""
-    if isinstance(batch, list) and not all(isinstance(text, str) for text in batch):
-        batch = tuple(batch)
+    """Return x, y and sample_weight of a batch: a tuple of them; what is no tuple is x alone."""
+    if isinstance(batch, list) and batch and isinstance(batch[0], Mapping):
+        batch = tuple(batch)  # ids with labels, which Keras takes as a list too
     if not isinstance(batch, tuple):
         return batch, None, None
     if all(isinstance(text, str) for text in batch):
@@ -173,9 +209,28 @@ def _parts(batch) -> tuple:
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
     if isinstance(x, tuple) and all(isinstance(text, str) for text in x):
         x = list(x)
-    elif isinstance(x, tuple | list) and all(isinstance(column, tuple) for column in x):
-        x = tuple(list(column) for column in x)
+    elif isinstance(x, tuple) and all(isinstance(column, tuple) for column in x):
+        x = tuple(map(list, x))
     return x, _as_array(y), _as_array(sample_weight)
+
+
+def _parts_of_loader(batch) -> tuple:
+    """Return x, y and sample_weight of a batch of PyTorch's loader, which makes lists of tuples."""
+    if isinstance(batch, list) and not all(isinstance(text, str) for text in batch):
+        batch = tuple(batch)
+    if isinstance(batch, tuple) and batch:
+        x, *labels = batch
+        if isinstance(x, list) and all(isinstance(column, tuple) for column in x):
+            x = tuple(x)
+        batch = (x, *map(_by_sample, labels))
+    return _parts(batch)
+
+
+def _by_sample(labels):
+    """Return labels with an axis of samples first: lists in samples came as a tensor a place."""
+    if not isinstance(labels, list) or not all(hasattr(part, "shape") for part in labels):
+        return labels
+    return np.stack([keras.ops.convert_to_numpy(part) for part in labels], axis=-1)
 
 
 def _as_array(values):

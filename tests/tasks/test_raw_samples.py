@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from small_tasks import CASES, PAIRS, TEXTS
 
-from keras_megatron.tasks.samples import by_position, shuffled_batches
+from keras_megatron.tasks.samples import batches_of_arrays, by_position
 
 CASE = {case.name: case for case in CASES}
 
@@ -54,7 +54,7 @@ def test_fit_evaluate_and_classify_take_series():
 @pytest.mark.backend_independent
 def test_batches_of_arrays_are_shuffled_anew():
     arrays = ({"token_ids": np.arange(20).reshape(10, 2)}, np.arange(10))
-    twice = shuffled_batches(arrays, 4).repeat(2)
+    twice = batches_of_arrays(arrays, 4).repeat(2)
     assert [len(y) for _, y in twice] == [4, 4, 2] * 2
     for x, y in twice:
         np.testing.assert_array_equal(x["token_ids"][:, 0], 2 * y)  # rows stay together
@@ -164,6 +164,42 @@ def test_labels_that_are_no_class_a_sample_have_no_class_weight(name, arguments,
     case = dataclasses.replace(case, arguments=arguments, preprocessor=preprocessor)
     with pytest.raises(ValueError, match="class_weight is for labels that are one class a sample"):
         case.make().fit(case.x, case.y if y is None else y, class_weight={0: 1.0}, verbose=0)
+
+
+def test_some_classes_have_weights():
+    tensorflow = pytest.importorskip("tensorflow")
+    case = CASE["TextClassifier"]
+    case = dataclasses.replace(case, arguments={**case.arguments, "dropout": 0.0})
+    numbers = [["bad", "good"].index(y) for y in case.y]
+    data = tensorflow.data.Dataset.from_tensor_slices((case.x, numbers)).batch(4)
+    for weights in ({"bad": 3.0}, {"good": 3.0}):
+        losses = []
+        for given in ((case.x, case.y), (data,)):
+            task = case.make(seed=1, dropout=0.0, attention_dropout=0.0)
+            task.compile(keras.optimizers.SGD(0.0), run_eagerly=True)
+            options = {"shuffle": False} if len(given) == 2 else {}
+            history = task.fit(*given, class_weight=weights, verbose=0, **options)
+            losses.append(history.history["loss"][0])
+        assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({0: float("nan")}, r"class_weight\[0\] must be a number of at least 0, not nan"),
+        ({"bad": "2"}, r"class_weight\['bad'\] must be a number of at least 0, not '2'"),
+        ({0: -1.0}, r"class_weight\[0\] must be a number of at least 0"),
+        (np.array([1.0, 2.0]), "class_weight must be a dict"),
+    ],
+)
+def test_impossible_class_weights_are_refused(weights, message):
+    case = CASE["TextClassifier"]
+    task = case.make()
+    for call in (task.fit, task.train_on_batch):
+        with pytest.raises(ValueError, match=message):
+            call(case.x, case.y, class_weight=weights)
+    with pytest.raises(ValueError, match="class_weight is for labels that are one class"):
+        CASE["Pretrainer"].make().train_on_batch(PAIRS, class_weight={0: 1.0})
 
 
 def test_predict_stops_after_so_many_steps():
@@ -321,7 +357,8 @@ def test_a_later_epoch_has_the_order_that_is_its_own(kind, steps):
     assert labels(epochs=2) != whole
 
 
-def test_validation_has_batches_of_its_own():
+@pytest.mark.parametrize("kinds", ["raw raw", "raw ids", "ids raw", "ids ids"])
+def test_validation_has_batches_of_its_own(kinds):
     class Counts(keras.callbacks.Callback):
         batches = 0
 
@@ -329,12 +366,21 @@ def test_validation_has_batches_of_its_own():
             self.batches += 1
 
     task, counts = CASE["TextClassifier"].make(), Counts()
-    y = [0, 1, 0, 1]
+    y = np.array([0, 1, 0, 1])
+    given = {"raw": TEXTS, "ids": task.preprocessor(TEXTS)}
+    x, validation = (given[kind] for kind in kinds.split())
     sizes = {"batch_size": 1, "validation_batch_size": 2}
-    task.fit(TEXTS, y, validation_data=(TEXTS, y), callbacks=[counts], verbose=0, **sizes)
+    task.fit(x, y, validation_data=(validation, y), callbacks=[counts], verbose=0, **sizes)
     assert counts.batches == 2
     with pytest.raises(ValueError, match="validation_batch_size must be an integer"):
-        task.fit(TEXTS, y, validation_data=(TEXTS, y), validation_batch_size=0)
+        task.fit(x, y, validation_data=(validation, y), validation_batch_size=0)
+    with pytest.raises(
+        ValueError, match=r"must be \(x, y\) or \(x, y, sample_weight\), not 5 parts"
+    ):
+        task.fit(x, y, validation_data=(validation, y, 3, 4, 5))
+    for unlabelled in (TEXTS, np.array(TEXTS), (TEXTS,)):
+        with pytest.raises(ValueError, match="learns from labels: give y"):
+            task.fit(x, y, validation_data=unlabelled)
 
 
 def test_a_loss_of_your_own_takes_any_labels_beside_texts():

@@ -1,6 +1,7 @@
 """Batches that come ready, of a PyDataset, a generator or a DataLoader, raw or as ids."""
 
 import dataclasses
+import warnings
 
 import keras
 import numpy as np
@@ -167,6 +168,82 @@ def test_pytorchs_loader():
     history = task.fit(loader, epochs=2, validation_data=loader, verbose=0).history
     assert history["loss"][0] == pytest.approx(expected[0], rel=0.2)
     assert history["val_loss"][1] < history["val_loss"][0]
+
+
+def test_a_loader_without_batches_is_refused():
+    utils = pytest.importorskip("torch").utils.data
+    case, task = CASE["TextClassifier"], model_of("TextClassifier")
+    samples = list(zip(case.x, [0, 1, 0, 1], strict=True))
+    empty = utils.DataLoader(samples, batch_size=8, drop_last=True)
+    for call in (task.fit, task.evaluate, task.predict):
+        with pytest.raises(ValueError, match="the DataLoader has no batches: give more samples"):
+            call(empty, verbose=0)
+
+
+def test_a_list_is_samples_and_a_tuple_is_samples_with_labels():
+    case, task = CASE["TokenClassifier"], model_of("TokenClassifier")
+    right = task.predict(case.x, batch_size=2, verbose=0)
+    there = np.asarray(task.preprocessor(case.x)["padding_mask"])[..., None]
+    for size in (1, 2):
+        batches = [case.x[start : start + size] for start in range(0, 4, size)]
+        for data in (iter(batches), ((batch,) for batch in batches)):
+            found = task.predict(data, verbose=0)
+            assert found.shape == right.shape
+            np.testing.assert_allclose(found * there, right * there, rtol=1e-4, atol=1e-5)
+    ids = task.preprocessor(case.x, case.y)
+    with_labels = task.evaluate(iter([ids]), verbose=0)
+    assert task.evaluate(iter([list(ids)]), verbose=0) == pytest.approx(with_labels)
+
+
+def test_lists_of_labels_in_a_loader_stay_with_their_samples():
+    torch = pytest.importorskip("torch")
+    case = CASE["TextClassifier"]
+    case = dataclasses.replace(
+        case,
+        arguments={"num_classes": 2, "multi_label": True, "dropout": 0.0},
+        y=[[1.0, 1.0], [0.0, 1.0], [0.0, 0.0], [1.0, 0.0]],
+    )
+    task = case.make(seed=1)
+    task.compile(run_eagerly=True)
+    expected = task.evaluate(case.x, np.array(case.y), batch_size=2, verbose=0)
+    for convert in (list, torch.tensor):
+        samples = [(text, convert(y)) for text, y in zip(case.x, case.y, strict=True)]
+        loader = torch.utils.data.DataLoader(samples, batch_size=2)
+        np.testing.assert_allclose(task.evaluate(loader, verbose=0), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_a_stream_is_validated_on_lists_without_a_warning(epochs):
+    case, task = CASE["TextClassifier"], model_of("TextClassifier")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "Your input ran out of data")
+        history = task.fit(
+            Pairwise(case),
+            validation_data=(case.x, case.y),
+            batch_size=2,
+            epochs=epochs,
+            shuffle=False,
+            verbose=0,
+        ).history
+    assert len(history["val_loss"]) == epochs
+    expected = task.evaluate(case.x, case.y, batch_size=2, verbose=0)
+    assert history["val_loss"][-1] == pytest.approx(expected[0], rel=1e-4)
+
+
+def test_raw_datasets_beside_a_stream_are_refused():
+    tensorflow = pytest.importorskip("tensorflow")
+    case, task = CASE["TextClassifier"], model_of("TextClassifier")
+    labels = [["bad", "good"].index(y) for y in case.y]
+    raw = tensorflow.data.Dataset.from_tensor_slices((case.x, labels)).batch(2)
+    with pytest.raises(ValueError, match="of raw samples beside a generator"):
+        task.fit(Pairwise(case), validation_data=raw, shuffle=False, verbose=0)
+    with pytest.raises(ValueError, match="of raw samples beside a generator"):
+        task.fit(raw, validation_data=Pairwise(case), verbose=0)
+    ids = tensorflow.data.Dataset.from_tensor_slices((task.preprocessor(case.x), labels)).batch(2)
+    history = task.fit(Pairwise(case), validation_data=ids, shuffle=False, verbose=0).history
+    assert history["val_loss"][0] == pytest.approx(
+        task.evaluate(case.x, case.y, verbose=0)[0], rel=1e-4
+    )
 
 
 def test_what_is_wrong_in_a_batch_is_said():
