@@ -9,7 +9,9 @@ import typer
 
 from keras_megatron.cli_presets import DEFAULT_PRESET, check_preset
 
-_FILE = "TSV, JSONL, CoNLL or SQuAD's JSON; FILE:SPLIT for one split of it, FILE:0-80% for a part."
+_FILE = (
+    "TSV, CSV, JSONL, CoNLL or SQuAD's JSON; FILE:SPLIT for one split of it, FILE:0-80% for a part."
+)
 
 
 def finetune(
@@ -54,6 +56,7 @@ def finetune(
     columns: Annotated[
         str | None, typer.Option(help="Text columns, such as premise,hypothesis.")
     ] = None,
+    label: Annotated[str, typer.Option(help="Column with the labels.")] = "label",
     save_every: Annotated[int, typer.Option(help="Steps until the state is saved again.")] = 200,
     jit_compile: Annotated[
         bool, typer.Option("--jit-compile", help="Compile: the layers on PyTorch, for a GPU.")
@@ -84,6 +87,7 @@ def finetune(
         lora_rank=lora_rank,
         dtype=dtype,
         columns=_names(columns),
+        label=label,
     )
     metrics = run(settings, output, save_every=save_every, jit_compile=jit_compile or "auto")
     for part in ("dev", "test"):

@@ -26,7 +26,7 @@ class Examples:
     columns: tuple[list, ...]
     labels: list | None
     places: list[str]
-    ids: list[str] | None = None
+    ids: list[str | int] | None = None
     names: list[str] | None = None
 
     def __len__(self) -> int:
@@ -154,7 +154,8 @@ def choice_examples(records: Sequence[Record], labelled: bool = True) -> Example
 
 def _examples(records: Sequence[Record], columns: tuple[list, ...], labels) -> Examples:
     has_ids = all("id" in record.values for record in records)
-    ids = [str(record.values["id"]) for record in records] if has_ids else None
+    ids = [record.values["id"] for record in records] if has_ids else None
+    ids = ids and [name if isinstance(name, str | int) else str(name) for name in ids]
     return Examples(columns, labels, [record.place for record in records], ids)
 
 

@@ -23,6 +23,7 @@ class Job:
         source: str | os.PathLike,
         columns: Sequence[str] | None = None,
         labelled: bool = True,
+        label: str = "label",
     ) -> Examples:
         """Read samples from a data file.
 
@@ -30,11 +31,15 @@ class Job:
             source: a path, or `PATH:PART`; see `read_records`.
             columns: names of the text columns, where there may be others.
             labelled: whether labels are wanted.
+            label: name of the column with the labels.
 
         Raises:
             ValueError: something is wrong with the file; the error says where.
         """
-        return self.examples(read_records(source), columns, labelled)
+        records = read_records(source)
+        if labelled and label != "label":
+            records = [_with_label(record, label) for record in records]
+        return self.examples(records, columns, labelled)
 
     def examples(self, records: Sequence[Record], columns, labelled: bool) -> Examples:
         """Make samples of the records of a file."""
@@ -70,3 +75,15 @@ class TrainableJob(Job):
     def measure(self, model, examples: Examples, batch_size: int) -> dict[str, float]:
         """Return metrics of a model."""
         raise NotImplementedError
+
+
+def _with_label(record: Record, name: str) -> Record:
+    """Return a record whose label has the usual name."""
+    values = dict(record.values)
+    if name not in values:
+        raise ValueError(
+            f"{record.place}: there is no column {name!r}, only {', '.join(values)}: name that of "
+            "the labels with --label"
+        )
+    label = values.pop(name)
+    return Record(record.place, {**values, "label": label})

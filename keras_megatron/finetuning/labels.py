@@ -68,7 +68,7 @@ def class_names(labels: Sequence) -> list[str]:
     if len(names) < 2:
         raise ValueError(f"the training file has a single class, {min(names)!r}: give at least two")
     if all(re.fullmatch(r"-?[0-9]+", name) for name in names):
-        return sorted(names, key=int)
+        return sorted(names, key=lambda name: (int(name), name))
     return sorted(names)
 
 

@@ -58,11 +58,11 @@ def _head_arguments(job: TrainableJob, preset: str, training: Examples) -> tuple
     stored = stored_task(preset)
     if "num_classes" not in model or stored is None or stored.name != job.task_class.__name__:
         return model, preprocessor
-    if "class_names" in preprocessor:
-        fits = set(preprocessor["class_names"]) <= set(stored.class_names or ())
+    if names := preprocessor.get("class_names"):
+        fits = set(names) <= set(stored.class_names or ())
     else:
         fits = stored.num_classes == model["num_classes"]
-    return ({}, {}) if fits else (model, preprocessor)
+    return ({}, {}) if fits and not stored.multi_label else (model, preprocessor)
 
 
 def longest_sample(preprocessor, examples: Examples) -> int:

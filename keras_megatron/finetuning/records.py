@@ -1,10 +1,13 @@
 """Reads data files of any format into records: the values of a sample, and where they stand."""
 
+import csv
 import dataclasses
+import io
 import json
 import os
 import pathlib
 import re
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -32,11 +35,12 @@ def read_records(source: str | os.PathLike) -> list[Record]:
     Formats, by the file's ending:
         .tsv: a header line, then tab-separated values; quotation marks are ordinary characters.
             An empty line is left out, unless there is one column: then it is an empty text.
+        .csv: a header line, then values separated by commas, in double quotes where need be.
         .jsonl: a JSON object a line.
         .conll: a word a line and its tag in the last column, if there are tags (columns between
             them are left out); a blank line between sentences. Tabs or, without any, spaces
             separate columns. Lines of -DOCSTART- are left out.
-        .json: SQuAD 1.1 or 2.0.
+        .json: SQuAD 1.1 or 2.0; or a list of objects.
         .txt: a text a line; an empty line is an empty text, but for those at the end.
 
     Args:
@@ -45,15 +49,15 @@ def read_records(source: str | os.PathLike) -> list[Record]:
             samples.
 
     Returns:
-        A record a sample: the columns of TSV; the keys of JSONL; `words` and `tags` of CoNLL; `id`,
-        `question`, `context` and `answers` of SQuAD; `text` of a text file.
+        A record a sample: the columns of a table; the keys of objects; `words` and `tags` of CoNLL;
+        `id`, `question`, `context` and `answers` of SQuAD; `text` of a text file.
 
     Raises:
         ValueError: there is no such file or part, the format is unknown, the file is empty, is not
             UTF-8 or has a broken line, or it has splits and none is chosen.
     """
     path, part = locate(source)
-    reader = _READERS.get(path.suffix)
+    reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise ValueError(f"{path} is of an unknown format: give {', '.join(_READERS)}")
     records = [Record(place, values) for place, values in reader(path.name, _read_text(path))]
@@ -117,13 +121,37 @@ def _tsv_records(name: str, text: str) -> Iterator[tuple[str, dict]]:
     for number, line in enumerate(_lines(text), 1):
         row, place = line.split("\t"), f"{name}, line {number}"
         if header is None:
-            header = row
-            if len(set(header)) < len(header) or not all(header):
-                raise ValueError(f"{place}: the header must name each column once: {header}")
+            header = _header(row, place)
         elif line or len(header) == 1:
-            if len(row) != len(header):
-                raise ValueError(f"{place}: there are {len(row)} values for {len(header)} columns")
-            yield place, dict(zip(header, row, strict=True))
+            yield place, _values(header, row, place)
+
+
+def _csv_records(name: str, text: str) -> Iterator[tuple[str, dict]]:
+    header, limit = None, csv.field_size_limit(sys.maxsize)  # texts may be long
+    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        for row in rows:
+            place = f"{name}, line {rows.line_num}"
+            if header is None:
+                header = _header(row, place)
+            elif row:  # an empty line is none
+                yield place, _values(header, row, place)
+    except csv.Error as error:
+        raise ValueError(f"{name}, line {rows.line_num}: this is not CSV ({error})") from error
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _header(row: list[str], place: str) -> list[str]:
+    if len(set(row)) < len(row) or not all(row):
+        raise ValueError(f"{place}: the header must name each column once: {row}")
+    return row
+
+
+def _values(header: list[str], row: list[str], place: str) -> dict[str, str]:
+    if len(row) != len(header):
+        raise ValueError(f"{place}: there are {len(row)} values for {len(header)} columns")
+    return dict(zip(header, row, strict=True))
 
 
 def _lines(text: str) -> list[str]:
@@ -138,10 +166,13 @@ def _jsonl_records(name: str, text: str) -> Iterator[tuple[str, dict]]:
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             place = f"{name}, line {number}"
-            values = parse_json(line, place)
-            if not isinstance(values, dict):
-                raise ValueError(f"{place}: this is not a JSON object")
-            yield place, values
+            yield place, _object(parse_json(line, place), place)
+
+
+def _object(values, place: str) -> dict:
+    if not isinstance(values, dict):
+        raise ValueError(f"{place}: this is not a JSON object")
+    return values
 
 
 def _conll_records(name: str, text: str) -> Iterator[tuple[str, dict]]:
@@ -164,8 +195,14 @@ def _conll_records(name: str, text: str) -> Iterator[tuple[str, dict]]:
             words, tags, start = [], [], number + 1
 
 
-def _squad_records(name: str, text: str) -> Iterator[tuple[str, dict]]:
-    return squad_records(name, parse_json(text, name))
+def _json_records(name: str, text: str) -> Iterator[tuple[str, dict]]:
+    content = parse_json(text, name)
+    if not isinstance(content, list):
+        yield from squad_records(name, content)
+        return
+    for number, values in enumerate(content, 1):
+        place = f"{name}, object {number}"
+        yield place, _object(values, place)
 
 
 def _text_records(name: str, text: str) -> Iterator[tuple[str, dict]]:
@@ -190,8 +227,9 @@ def parse_json(text: str, place: str) -> Any:
 
 _READERS = {
     ".tsv": _tsv_records,
+    ".csv": _csv_records,
     ".jsonl": _jsonl_records,
     ".conll": _conll_records,
-    ".json": _squad_records,
+    ".json": _json_records,
     ".txt": _text_records,
 }

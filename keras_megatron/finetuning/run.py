@@ -58,9 +58,10 @@ def finetune(
     if folder.metrics:
         print(f"{output} is finished: there is nothing left to do")
         return folder.metrics
-    training = job.read(settings.train, settings.columns)
+    training = job.read(settings.train, settings.columns, label=settings.label)
     development, test = (  # with the same columns in the same order
-        source and job.read(source, training.names) for source in (settings.dev, settings.test)
+        source and job.read(source, training.names, label=settings.label)
+        for source in (settings.dev, settings.test)
     )
     model = build_model(job, settings, training)
     batches = _batches(job, model, training, settings)

@@ -28,6 +28,7 @@ class FinetuneSettings:
         lora_rank: rank of adapters that are trained instead of the backbone, or None.
         dtype: `"float32"`, `"mixed_bfloat16"` or another dtype policy.
         columns: names of the text columns, where the files have others.
+        label: name of the column with the labels.
     """
 
     task: str
@@ -46,6 +47,7 @@ class FinetuneSettings:
     lora_rank: int | None = None
     dtype: str = "float32"
     columns: tuple[str, ...] | None = None
+    label: str = "label"
 
     def resolved(self) -> "FinetuneSettings":
         """Return settings whose numbers are those of the recipe where they were None.

@@ -41,8 +41,10 @@ class TokenClassification(TrainableJob):
     def measure(self, model, examples, batch_size) -> dict[str, float]:
         """Return the accuracy of words, and F1, precision and recall of spans."""
         tags = model.tag(examples.columns[0], batch_size)
-        tags = [[tag or "" for tag in sentence] for sentence in tags]  # None: no piece of it
-        return tag_scores(examples.labels, tags, marks_spans(model.preprocessor.class_names))
+        of_spans = marks_spans(model.preprocessor.class_names)
+        without = "O" if of_spans else ""  # of a word of which there is no piece
+        tags = [[tag or without for tag in sentence] for sentence in tags]
+        return tag_scores(examples.labels, tags, of_spans)
 
     def answers(self, model, examples, batch_size) -> list[dict]:
         """Return `words` and `tags`, or, for texts, `spans`."""

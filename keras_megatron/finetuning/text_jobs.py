@@ -14,6 +14,9 @@ from keras_megatron.tasks.multiple_choice import MegatronBertMultipleChoice
 from keras_megatron.tasks.next_sentence_predictor import MegatronBertNextSentencePredictor
 from keras_megatron.tasks.text_classifier import MegatronBertTextClassifier
 
+# Of a new head, whatever the preset's has.
+_ONE_LABEL = {"activation": None, "multi_label": False}
+
 
 class TextClassification(TrainableJob):
     """One text, or a pair, to a class."""
@@ -28,7 +31,7 @@ class TextClassification(TrainableJob):
     def arguments(self, training) -> tuple[dict, dict]:
         """Give the head as many classes as there are labels."""
         names = class_names(training.labels)
-        return {"num_classes": len(names)}, {"class_names": names}
+        return {"num_classes": len(names), **_ONE_LABEL}, {"class_names": names}
 
     def targets(self, model, examples) -> list:
         """Return the places of the labels among the class names."""
@@ -56,8 +59,8 @@ class TextRegression(TrainableJob):
         return text_examples(records, number_label if labelled else None, columns)
 
     def arguments(self, training) -> tuple[dict, dict]:
-        """Give the head one output."""
-        return {"num_classes": 1}, {}
+        """Give the head one output, without a name."""
+        return {"num_classes": 1, **_ONE_LABEL}, {"class_names": None}
 
     def measure(self, model, examples, batch_size) -> dict[str, float]:
         """Return correlations and the mean squared error."""

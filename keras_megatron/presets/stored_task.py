@@ -25,11 +25,13 @@ class StoredTask:
         name: of its class.
         num_classes: how many outputs its classifier has, or None.
         class_names: what they are called, or None.
+        multi_label: whether a text may have several of them.
     """
 
     name: str
     num_classes: int | None = None
     class_names: list[str] | None = None
+    multi_label: bool = False
 
 
 def stored_task(preset: str) -> StoredTask | None:
@@ -43,7 +45,7 @@ def stored_task(preset: str) -> StoredTask | None:
         names = None
         if check_file_exists(preset, _PREPROCESSOR_FILE):
             names = _serialized(preset, _PREPROCESSOR_FILE)[1].get("class_names")
-        return StoredTask(name, task.get("num_classes"), names)
+        return StoredTask(name, task.get("num_classes"), names, bool(task.get("multi_label")))
     if not check_file_exists(preset, _CONFIG_FILE):
         return None
     config = _object(preset, _CONFIG_FILE)
@@ -54,7 +56,8 @@ def stored_task(preset: str) -> StoredTask | None:
                 return StoredTask(name)
             names = class_names(config)
             own = None if names == default_class_names(len(names)) else names
-            return StoredTask(name, len(names), own)
+            several = config.get("problem_type") == "multi_label_classification"
+            return StoredTask(name, len(names), own, several)
     return None
 
 

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from keras_megatron.finetuning import examples, labels
+from keras_megatron.finetuning.job_table import job_named
 from keras_megatron.finetuning.records import read_records
 
 pytestmark = pytest.mark.backend_independent
@@ -57,6 +58,40 @@ def test_pairs_are_the_two_other_columns_or_those_that_are_named(write):
         examples.text_examples(records, sizes=(1,))
 
 
+def test_csv_and_a_list_of_objects(write):
+    long = "a" * 200_000
+    rows = f'\ufeffid,label,text\r\n1,pos,"A ""fine"", long\nfilm"\r\n\r\n2,neg,{long}\r\n'
+    read = examples.text_examples(read_records(write("a.CSV", rows)), labels.name_label)
+    assert read.columns == (['A "fine", long\nfilm', long],)
+    assert read.labels == ["pos", "neg"]
+    assert read.places[1] == "a.CSV, line 5"
+    objects = [{"id": 3, "label": "pos", "text": "a"}, {"id": "x", "label": "neg", "text": "b"}]
+    read = examples.text_examples(read_records(write("a.json", json.dumps(objects))))
+    assert (read.columns, read.ids, read.places[1]) == ((["a", "b"],), [3, "x"], "a.json, object 2")
+    for name, content, message in (
+        ("b.csv", 'text\n"a', r"b\.csv, line 2: this is not CSV"),
+        ("b.csv", "text,label\na\n", r"line 2: there are 1 values for 2 columns"),
+        ("b.csv", "text,text\na,b\n", r"line 1: the header must name each column once"),
+        ("b.json", "[1]", r"b\.json, object 1: this is not a JSON object"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read_records(write(name, content))
+
+
+def test_labels_in_a_column_of_another_name(write):
+    path = write("mnli.tsv", "label\tgold_label\ts1\ts2\n3\tyes\ta\tb\n4\tno\tc\td\n")
+    read = job_named("text-classification").read(path, ("s1", "s2"), label="gold_label")
+    assert (read.labels, read.columns) == (["yes", "no"], (["a", "c"], ["b", "d"]))
+    with pytest.raises(ValueError, match=r"line 2: there is no column 'gold', only .* --label"):
+        job_named("text-classification").read(path, ("s1", "s2"), label="gold")
+
+
+def test_numbers_that_are_equal_have_one_order():
+    assert [labels.class_names([*order]) for order in (["01", "1", "0"], ["1", "0", "01"])] == [
+        ["0", "01", "1"]
+    ] * 2
+
+
 @pytest.mark.parametrize(("name", "header"), [("a.txt", ""), ("a.tsv", "text\n")])
 def test_an_empty_line_between_texts_is_a_text(write, name, header):
     """So that answers, a line each, lie beside their texts."""
@@ -103,7 +138,7 @@ def test_json_lines_of_words_choices_and_questions(write):
     assert (read.columns, read.labels) == ((["c"], [["a", "b", "d"]]), [2])
     line = {"id": 3, "question": "q", "context": "It was the best", "answers": [BEST]}
     read = examples.question_examples(read_records(write("q.jsonl", json.dumps(line))))
-    assert (read.labels, read.ids) == ([[BEST]], ["3"])
+    assert (read.labels, read.ids) == ([[BEST]], [3])
     for given in ([BEST], []):  # as Hugging Face's datasets write it
         columns = {name: [answer[name] for answer in given] for name in BEST}
         path = write("q.jsonl", json.dumps({**line, "answers": columns}))
@@ -147,7 +182,7 @@ def test_squad_1_and_2(write):
     ("a.json", squad().replace('"context"', '"text"'), "a paragraph: 'context' is missing"),
     ("a.json", squad(id=True), "question 0 of the paragraph 'It was .*: 'id' is of type bool"),
     ("a.json", squad(answers={"text": []}), "question q1: 'answers' is of type dict"),
-    ("a.csv", "text,label\n", r"is of an unknown format: give \.tsv, \.jsonl, \.conll"),
+    ("a.xls", "text,label\n", r"is of an unknown format: give \.tsv, \.csv, \.jsonl, \.conll"),
 ])  # fmt: skip
 def test_broken_files_are_refused(write, name, content, message):
     with pytest.raises(ValueError, match=message):

@@ -1,5 +1,6 @@
 """Fine-tuning from files: all tasks once, and a run that is killed next to one that is not."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -202,6 +203,24 @@ def test_columns_are_read_in_the_order_that_was_trained_on(preset, data, tmp_pat
     (tmp_path / "swapped" / "preset" / "columns.json").write_text("{}")
     with pytest.raises(ValueError, match=r"columns\.json does not hold a list of names"):
         predict(trained, f"{data}/order.tsv:dev")
+
+
+def test_a_head_of_another_kind_is_made_anew(preset, data, tmp_path):
+    """From a classification to a regression, as GLUE's STS-B from MNLI, and back."""
+    run(settings(preset, data, epochs=1), tmp_path / "classes")
+    chosen = settings(str(tmp_path / "classes" / "preset"), data, task="text-regression", epochs=1)
+    files = {part: f"{data}/numbers.tsv:{part}" for part in ("train", "dev")}
+    metrics = run(dataclasses.replace(chosen, **files), tmp_path / "numbers")
+    assert "pearson" in metrics["dev"]
+    assert "score" in predict(str(tmp_path / "numbers" / "preset"), files["dev"])[0]
+    several = MegatronBertTextClassifier.from_preset(
+        str(tmp_path / "classes" / "preset"), multi_label=True, activation="sigmoid", num_classes=2
+    )
+    several.save_to_preset(str(tmp_path / "several"))
+    for name, start in (("one", tmp_path / "numbers" / "preset"), ("two", tmp_path / "several")):
+        run(settings(str(start), data, epochs=1), tmp_path / name)
+        trained = MegatronBertTextClassifier.from_preset(str(tmp_path / name / "preset"))
+        assert (trained.num_classes, trained.multi_label, trained.activation) == (2, False, None)
 
 
 def test_choices_count_as_one_sample(preset, data, tmp_path, monkeypatch):
