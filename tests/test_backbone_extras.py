@@ -169,8 +169,30 @@ def test_cross_attention_probabilities():
     ({"positions": np.zeros((4, 17))}, "unknown input 'positions'"),
     ({"encoder_hidden_states": np.zeros((4, 17, 48))}, "unknown input 'encoder_hidden_states'"),
     ({"position_ids": np.full((4, 17), 40)}, "position_ids must be from 0 to 39"),
+    ({"attention_mask": np.ones((4, 17))}, r"\(batch, query, key\), not of shape \(4, 17\)"),
+    ({"attention_mask": np.full((4, 17, 17), -1e9)}, "attention_mask must be from 0 to 1, but"),
+    (
+        {"attention_mask": keras.ops.full((4, 17, 17), -1e9)},
+        "attention_mask must be bool or integers",
+    ),
+    ({"padding_mask": np.full((4, 17), -1e9)}, "padding_mask must be from 0 to 1"),
+    ({"segment_ids": np.full((4, 17), 0.5)}, "segment_ids must be integers, but there is 0.5"),
 ])  # fmt: skip
 def test_inputs_that_do_not_fit_are_refused(change, message, inputs):
     given = {k: v for k, v in {**inputs, **change}.items() if v is not None}
     with pytest.raises(ValueError, match=message):
         small_backbone()(given)
+
+
+def test_documents_in_packed_rows_have_the_models_positions(inputs):
+    """What is padding may be longer: it is nobody's."""
+    backbone = small_backbone(max_sequence_length=32)
+    packed = {name: np.tile(array[:1], (1, 3))[:, :40] for name, array in inputs.items()}
+    packed["padding_mask"] = np.ones((1, 40), "int32")
+    with pytest.raises(ValueError, match="a document has 40 tokens but the model has 32 positions"):
+        backbone({**packed, "document_ids": np.ones((1, 40), "int32")})
+    documents = np.repeat([[1, 2]], [8, 32], axis=1)
+    assert backbone({**packed, "document_ids": documents})["sequence_output"].shape[1] == 40
+    packed["padding_mask"][0, 4:] = 0
+    padded = np.repeat([[1, 0]], [4, 36], axis=1)
+    assert backbone({**packed, "document_ids": padded})["sequence_output"].shape[1] == 40

@@ -121,7 +121,8 @@ def test_packed_rows_next_to_transformers(encoders, row_length, parity):
         expected = reference(**torch_inputs(inputs))
 
     def differences(**changes):
-        outputs = as_numpy(backbone({**packed, **changes}))
+        given = {**packed, **changes}
+        outputs = as_numpy(backbone(keras.tree.map_structure(keras.ops.convert_to_tensor, given)))
         tokens = plan.tokens_of(outputs["sequence_output"], 24)
         real = inputs["padding_mask"] == 1
         return (
@@ -132,6 +133,7 @@ def test_packed_rows_next_to_transformers(encoders, row_length, parity):
     found = differences()
     parity("packed rows", max(found), 0.0, TOLERANCE)
     # Negative controls: documents that see each other, whose positions go on, or begin elsewhere.
+    # As one document they would be too long, which is looked for in arrays and not in tensors.
     one = (packed["document_ids"] > 0).astype("int32")
     assert differences(document_ids=one)[0] > 0.01
     positions = np.arange(row_length)[None] % 40

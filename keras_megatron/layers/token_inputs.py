@@ -35,12 +35,26 @@ def check_input_names(inputs, cross_attention: bool) -> None:
         raise ValueError("give either token_ids or token_embeddings")
     if "cls_positions" in inputs and "document_ids" not in inputs:
         raise ValueError("cls_positions are those of packed rows: give document_ids too")
+    _check_attention_mask(inputs.get("attention_mask"))
     optional = set(inputs).intersection(OPTIONAL_INPUTS)
     needed = set() if optional else {"segment_ids", "padding_mask"}
     if cross_attention:
         needed |= set(ENCODER_INPUTS if not optional else ENCODER_INPUTS[:1])
     if missing := sorted(needed - set(inputs)):
         raise ValueError(f"the input {missing[0]!r} is missing")
+
+
+def _check_attention_mask(mask) -> None:
+    """Refuse a mask of padding, which would be taken for one of heads, and one that is added."""
+    if mask is None:
+        return
+    if len(mask.shape) != 3:
+        raise ValueError(
+            f"attention_mask must be (batch, query, key), not of shape {tuple(mask.shape)}: where "
+            "there is padding says padding_mask, (batch, key)"
+        )
+    if not isinstance(mask, np.ndarray) and "float" in str(mask.dtype):
+        raise ValueError("attention_mask must be bool or integers, 1 where a query sees a key")
 
 
 def check_token_inputs(
@@ -75,13 +89,36 @@ def check_token_inputs(
         "position_ids": max_sequence_length,
         "mask_positions": token_ids.size if length is not None and packed else length,
         "cls_positions": None if length is None else token_ids.size,
+        "padding_mask": 2,
+        "attention_mask": 2,
     }
     for name, limit in limits.items():
         ids = inputs.get(name)
         if limit is None or not isinstance(ids, np.ndarray) or ids.size == 0:
             continue
+        if ids.dtype.kind == "f" and (ids % 1).any():
+            raise ValueError(f"{name} must be integers, but there is {ids[ids % 1 != 0][0]}")
         low, high = int(ids.min()), int(ids.max())
         if low < 0 or high >= limit:
             raise ValueError(
                 f"{name} must be from 0 to {limit - 1}, but there is {low if low < 0 else high}"
             )
+    if packed and "position_ids" not in inputs:
+        _check_documents(inputs["document_ids"], inputs.get("padding_mask"), max_sequence_length)
+
+
+def _check_documents(document_ids, padding_mask, max_sequence_length: int) -> None:
+    """Refuse documents in packed rows that are longer than the model has positions."""
+    if not isinstance(document_ids, np.ndarray) or document_ids.shape[-1] <= max_sequence_length:
+        return
+    places = np.arange(document_ids.shape[-1])
+    begins = np.ones(document_ids.shape, bool)
+    begins[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
+    positions = places - np.maximum.accumulate(np.where(begins, places, 0), axis=-1)
+    if isinstance(padding_mask, np.ndarray):
+        positions = np.where(padding_mask != 0, positions, 0)
+    if (longest := int(positions.max()) + 1) > max_sequence_length:
+        raise ValueError(
+            f"a document has {longest} tokens but the model has {max_sequence_length} positions: "
+            "truncate it"
+        )

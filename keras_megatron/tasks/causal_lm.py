@@ -9,8 +9,10 @@ from keras_megatron.backbone import MegatronBertBackbone
 from keras_megatron.layers.common import refuse_unknown
 from keras_megatron.layers.encoder import causal_mask, key_mask
 from keras_megatron.tasks.causal_lm_preprocessor import MegatronBertCausalLMPreprocessor
+from keras_megatron.tasks.generation import check_prompt_mask, until_stop, with_certain_tokens
 from keras_megatron.tasks.heads import masked_lm_head, token_cross_entropy
 from keras_megatron.tasks.labels import check_range, check_shape
+from keras_megatron.tasks.samples import positive
 from keras_megatron.tasks.task import MegatronBertTask, check_tokenizer_fits
 
 
@@ -119,13 +121,15 @@ class MegatronBertCausalLM(MegatronBertTask, keras_hub.models.CausalLM):
             **kwargs: `stop_token_ids` and `strip_prompt`.
 
         Raises:
-            ValueError: the model has fewer positions than `max_length`, or a prompt fills it.
+            ValueError: the model has fewer positions than `max_length`, or a prompt fills it, is
+                empty or does not begin its row.
         """
-        if isinstance(inputs, list) and not inputs:
+        if not isinstance(inputs, str | dict) and hasattr(inputs, "__len__") and not len(inputs):
             return []
-        length = max_length
+        length = max_length = positive("max_length", max_length)
         if isinstance(inputs, dict):
             self.backbone.check_inputs(inputs)
+            check_prompt_mask(inputs.get("padding_mask"))
             length = inputs["token_ids"].shape[-1]
         elif length is None and self.preprocessor is not None:
             length = self.preprocessor.sequence_length
@@ -151,20 +155,14 @@ class MegatronBertCausalLM(MegatronBertTask, keras_hub.models.CausalLM):
         padding_mask = ops.cast(inputs["padding_mask"], "bool")
         cache = self._empty_cache({**inputs, "token_ids": token_ids})
         cache["is_prompt"] = ops.cast(padding_mask, "int32")
-        _, hidden_states, cache = self.call_with_cache(token_ids, cache, 0)
+        hidden_states, cache = self._states_with_cache(token_ids, cache, 0)
 
         def next_token(prompt, cache, index):
-            def at(array, place):
-                return ops.slice(array, [0, place], [ops.shape(prompt)[0], 1])
-
-            last, token = at(prompt, index - 1), at(prompt, index)
-            is_prompt = at(cache["is_prompt"], index)
+            last = ops.slice(prompt, [0, index - 1], [ops.shape(prompt)[0], 1])
             logits, hidden_states, cache = self.call_with_cache(last, cache, index - 1)
-            logits = ops.squeeze(logits, axis=1)
-            # A beam search sums up scores: what a longer prompt has is certain.
-            certain = ops.equal(ops.arange(logits.shape[-1], dtype="int32"), token)
-            certain = ops.cast(ops.where(certain, 0.0, -1e4), logits.dtype)
-            logits = ops.where(ops.cast(is_prompt, "bool"), certain, logits)
+            logits = with_certain_tokens(
+                ops.squeeze(logits, axis=1), prompt, cache["is_prompt"], index, stop_token_ids
+            )
             return logits, ops.squeeze(hidden_states, axis=1), cache
 
         token_ids = self.sampler(
@@ -179,7 +177,7 @@ class MegatronBertCausalLM(MegatronBertTask, keras_hub.models.CausalLM):
         )
         return {
             "token_ids": token_ids,
-            "padding_mask": _until_stop(token_ids, padding_mask, stop_token_ids),
+            "padding_mask": until_stop(token_ids, padding_mask, stop_token_ids),
         }
 
     def call_with_cache(self, token_ids, cache: dict, cache_update_index) -> tuple:
@@ -194,7 +192,12 @@ class MegatronBertCausalLM(MegatronBertTask, keras_hub.models.CausalLM):
             Logits (batch, new positions, vocabulary), hidden states (batch, new positions, hidden)
             and the cache with the new positions.
         """
-        backbone, index = self.backbone, cache_update_index
+        hidden_states, cache = self._states_with_cache(token_ids, cache, cache_update_index)
+        return self._without_padding_rows(self.mlm_head(hidden_states)), hidden_states, cache
+
+    def _states_with_cache(self, token_ids, cache: dict, index) -> tuple:
+        """Return the hidden states and the cache as `call_with_cache` does, without scores."""
+        backbone = self.backbone
         batch, new = ops.shape(token_ids)
         length = cache["segment_ids"].shape[1]
         hidden_states = backbone.embeddings(
@@ -211,8 +214,7 @@ class MegatronBertCausalLM(MegatronBertTask, keras_hub.models.CausalLM):
             )
             layers.append(layer_cache)
         hidden_states = backbone.get_layer("final_layer_norm")(hidden_states)
-        logits = self._without_padding_rows(self.mlm_head(hidden_states))
-        return logits, hidden_states, {**cache, "layers": tuple(layers)}
+        return hidden_states, {**cache, "layers": tuple(layers)}
 
     def _empty_cache(self, inputs: dict) -> dict:
         """Return a cache for as many positions as `token_ids` has.
@@ -247,14 +249,3 @@ class MegatronBertCausalLM(MegatronBertTask, keras_hub.models.CausalLM):
     def get_config(self):
         """Return the arguments of the constructor."""
         return {**super().get_config(), "head_activation": self.head_activation}
-
-
-def _until_stop(token_ids, prompt_mask, stop_token_ids):
-    """Say of each token whether it is part of the answer, which ends with the first stop."""
-    if stop_token_ids is None:
-        return ops.ones_like(token_ids, dtype="bool")
-    stops = ops.zeros_like(token_ids, dtype="bool")
-    for stop in stop_token_ids:
-        stops = ops.logical_or(stops, token_ids == stop)
-    stops = ops.cast(ops.logical_and(stops, ops.logical_not(prompt_mask)), "int32")
-    return ops.equal(ops.cumsum(stops, axis=-1) - stops, 0)

@@ -90,7 +90,7 @@ class MegatronBertCausalLMPreprocessor(
             sequence_length: tokens to make, prompt included; the preprocessor's if None.
 
         Raises:
-            ValueError: a prompt leaves no room for a token.
+            ValueError: a prompt is empty, or leaves no room for a token.
         """
         if isinstance(x, dict):
             return x
@@ -99,6 +99,11 @@ class MegatronBertCausalLMPreprocessor(
             raise ValueError(f"give a text or a list of texts, not {type(x).__name__}")
         length = sequence_length or self.sequence_length
         rows = [[*self._start(), *ids] for ids in self.tokenizer.tokenize([x] if single else x)]
+        if not all(rows):
+            raise ValueError(
+                "a prompt is empty, and nothing can follow nothing: give text, or set "
+                "add_start_token=True"
+            )
         longest = max(map(len, rows))
         if longest >= length:
             raise ValueError(

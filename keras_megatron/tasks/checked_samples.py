@@ -14,6 +14,11 @@ from keras_megatron.tasks.samples import (
     refuse_table,
 )
 
+_NAMES_OF_OTHERS = (
+    ". Hugging Face's input_ids, token_type_ids and attention_mask are token_ids, segment_ids and "
+    "padding_mask"
+)
+
 
 class CheckedSamples:
     """Checks of samples, raw or ids, and of their labels, with the hooks that a head has."""
@@ -34,6 +39,8 @@ class CheckedSamples:
         x, y, sample_weight = by_position((x, y, sample_weight))
         self.backbone.check_inputs(x)
         raw = self._is_raw(x)
+        if self.preprocessor is None or isinstance(self.preprocessor, MegatronBertPreprocessor):
+            self.check_names(x)  # another preprocessor may take other names
         ids = isinstance(x, Mapping) and set(x) >= set(self.input) and self.has_usual_loss()
         if y is None and needs_labels and self.labels == "required" and (raw or ids):
             raise ValueError(
@@ -56,6 +63,23 @@ class CheckedSamples:
         else:
             y = without_overflow(y)
         return raw, x, y, sample_weight
+
+    def check_names(self, inputs) -> None:
+        """Refuse a dict that lacks an input or has another: Keras would take one for another.
+
+        Raises:
+            ValueError: as said.
+        """
+        if not isinstance(inputs, Mapping) or "document_ids" in inputs:
+            return
+        known = set(self.input)
+        if unknown := sorted(set(inputs) - known):
+            raise ValueError(
+                f"unknown input {unknown[0]!r}: {type(self).__name__} takes "
+                f"{', '.join(sorted(known))}{_NAMES_OF_OTHERS if known.isdisjoint(inputs) else ''}"
+            )
+        if missing := sorted(known - set(inputs)):
+            raise ValueError(f"the input {missing[0]!r} is missing")
 
     def _is_raw(self, x) -> bool:
         """Say whether `x` is raw samples that the preprocessor makes batches of.

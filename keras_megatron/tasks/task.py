@@ -7,6 +7,7 @@ from keras_megatron.layers.token_inputs import OPTIONAL_INPUTS
 from keras_megatron.tasks import packed_rows
 from keras_megatron.tasks.quiet import quiet
 from keras_megatron.tasks.raw_samples import RawSamples
+from keras_megatron.tasks.samples import check_positive
 from keras_megatron.tasks.streams import StreamedSamples
 from keras_megatron.tasks.training import DefaultTraining
 
@@ -27,6 +28,7 @@ class MegatronBertTask(StreamedSamples, RawSamples, DefaultTraining):
     def __call__(self, inputs, *args, **kwargs):
         """Run the model on ids, in rows of one text or, with `document_ids`, of several."""
         self.backbone.check_inputs(inputs)
+        self.check_names(inputs)
         self._check_axes(inputs)
         return super().__call__(inputs, *args, **kwargs)
 
@@ -44,7 +46,7 @@ class MegatronBertTask(StreamedSamples, RawSamples, DefaultTraining):
         if not isinstance(inputs, Mapping) or "document_ids" in inputs:
             return
         for name, expected in self.input.items():
-            axes, given = len(expected.shape), getattr(inputs.get(name), "shape", expected.shape)
+            axes, given = len(expected.shape), getattr(inputs[name], "shape", expected.shape)
             if len(given) != axes:
                 raise ValueError(f"{name} must have {axes} axes, but its shape is {tuple(given)}")
 
@@ -84,8 +86,11 @@ class MegatronBertTask(StreamedSamples, RawSamples, DefaultTraining):
             padding: rows are packed if that saves work.
 
         Raises:
-            ValueError: there are no rows, or an id has no place in the model.
+            ValueError: there are no rows, an input is missing or unknown, `batch_size` is not a
+                positive integer, or an id has no place in the model.
         """
+        check_positive("batch_size", batch_size)
+        self.check_names(inputs)
         if not all(len(array) for array in inputs.values()):
             raise ValueError("there are no rows: give at least one")
         self.backbone.check_inputs(inputs)

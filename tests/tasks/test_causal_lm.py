@@ -139,6 +139,57 @@ def test_beam_search_finds_what_transformers_beam_search_finds(reference, causal
     np.testing.assert_array_equal(generated, expected)
 
 
+@pytest.mark.parametrize("mask", [[0, 0, 1, 1], [1, 0, 1, 0], [0, 0, 0, 0]])
+def test_prompts_that_do_not_begin_their_rows_are_refused(causal_lm, mask):
+    inputs = {"token_ids": np.array([[5, 6, 7, 8]] * 2), "padding_mask": np.array([mask, [1] * 4])}
+    with pytest.raises(ValueError, match=r"padding_mask must be 1 for a prompt, .* behind prompts"):
+        causal_lm.generate(inputs, stop_token_ids=None)
+
+
+def test_prompts_and_lengths_that_are_none():
+    causal_lm = small_causal_lm()
+    for nothing in ([], (), np.array([])):
+        assert causal_lm.generate(nothing) == []
+    for length in (10.0, "8"):
+        with pytest.raises(ValueError, match="max_length must be an integer of at least 1"):
+            causal_lm.generate("in the", max_length=length)
+    causal_lm.preprocessor.add_start_token = False
+    with pytest.raises(ValueError, match="a prompt is empty, and nothing can follow nothing"):
+        causal_lm.generate(["in the", ""])
+
+
+def test_what_follows_a_stop_counts_for_nothing_in_a_beam(reference, causal_lm):
+    """Transformers keeps as many beams as before when one ends, which may find another answer."""
+    stops = list(range(6, SMALL["vocab_size"], 6))
+    lengths = [2, 9, 6, 4, 8, 3, 7, 5] * 2
+    inputs = {name: array[:, :16] for name, array in prompts(count=16, length=9).items()}
+    inputs["padding_mask"] = (np.arange(16) < np.array(lengths)[:, None]).astype("int32")
+    inputs["token_ids"] = np.where(inputs["padding_mask"], inputs["token_ids"], 0)
+    config = transformers.GenerationConfig(
+        max_length=16,
+        do_sample=False,
+        num_beams=3,
+        length_penalty=0.0,
+        pad_token_id=0,
+        eos_token_id=stops,
+    )
+    causal_lm.compile(sampler=keras_hub.samplers.BeamSampler(num_beams=3))
+    together = causal_lm.generate(inputs, stop_token_ids=stops)
+    same = 0
+    for row, length in enumerate(lengths):
+        one = {name: array[row : row + 1] for name, array in inputs.items()}
+        found, alone = (
+            made["token_ids"][place][np.asarray(made["padding_mask"][place], bool)].tolist()
+            for made, place in ((together, row), (causal_lm.generate(one, stop_token_ids=stops), 0))
+        )
+        assert found == alone
+        prompt = torch.from_numpy(one["token_ids"][:, :length]).long()
+        expected = reference.generate(prompt, generation_config=config)[0].tolist()
+        same += found == expected[: len(found)]
+    print("SAME", same)
+    assert same >= 14
+
+
 def decoder_of_an_encoder(lengths=(5, 7, 10)):
     """A transformers decoder with cross-attention, ours with its weights, and encoder states."""
     reference = random_model("MegatronBertForCausalLM", is_decoder=True, add_cross_attention=True)

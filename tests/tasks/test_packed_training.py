@@ -59,12 +59,12 @@ def test_losses_are_those_of_padded_rows(case: Case, monkeypatch):
     assert len(batches[0][0]["token_ids"]) <= 4  # rows of 128, for 8 texts or 20 choices
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
-    def one_document(batch):  # the negative control: texts that see each other
+    def pairs(batch):  # the negative control: texts that see each other
         x, *rest = batch
-        ids = (x["document_ids"] > 0).astype("int32")
+        ids = (x["document_ids"] + 1) // 2
         return ({**x, "document_ids": ids}, *rest)
 
-    wrong, _ = losses(case, monkeypatch, packed=True, wrong=one_document)
+    wrong, _ = losses(case, monkeypatch, packed=True, wrong=pairs)
     assert np.abs(np.array(wrong) - expected).max() > 1e-3
 
 

@@ -403,6 +403,42 @@ def test_labels_of_one_batch_are_checked(name):
             call(case.x, [0, 1, 0, 5])
 
 
+@pytest.mark.parametrize("extra", ["attention_mask", "idx", "zzz"])
+def test_ids_with_another_name_beside_are_refused(extra):
+    """Keras would give each input the array of another one."""
+    task = CASE["TextClassifier"].make()
+    task.compile(run_eagerly=True)
+    ids, y = task.preprocessor(TEXTS), np.array([0, 1, 0, 1])
+    more, less = {**ids, extra: np.ones((4, 20), "int32")}, {**ids}
+    del less["padding_mask"]
+    of_others = {
+        "input_ids": ids["token_ids"],
+        "token_type_ids": ids["segment_ids"],
+        "attention_mask": ids["padding_mask"],
+    }
+    for inputs, message in (
+        (more, f"unknown input '{extra}': MegatronBertTextClassifier takes padding_mask, segm"),
+        (less, "the input 'padding_mask' is missing"),
+        (of_others, "Hugging Face's input_ids, token_type_ids and attention_mask are token_ids"),
+    ):
+        for call in (
+            lambda x: task.fit(x, y, verbose=0),
+            lambda x: task.evaluate(x, y, verbose=0),
+            lambda x: task.predict(x, verbose=0),
+            task.logits,
+            task,
+        ):
+            with pytest.raises(ValueError, match=message):
+                call(inputs)
+
+
+@pytest.mark.parametrize("size", [0, -2, 1.5])
+def test_logits_take_rows_by_a_positive_number(size):
+    task = CASE["TextClassifier"].make()
+    with pytest.raises(ValueError, match="batch_size must be an integer of at least 1"):
+        task.logits(task.preprocessor(TEXTS), batch_size=size)
+
+
 def test_no_rows_are_refused():
     task = CASE["TextClassifier"].make()
     with pytest.raises(ValueError, match="there are no rows"):
