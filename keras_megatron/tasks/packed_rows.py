@@ -10,6 +10,7 @@ from keras_megatron.layers.choices import ABSENT
 from keras_megatron.layers.kernels import frozen_weights
 from keras_megatron.layers.token_inputs import INPUTS
 from keras_megatron.packing import PackedRows, round_up, rows_of_shape
+from keras_megatron.tasks.kept_weights import one_at_a_time
 
 WORTHWHILE = 0.9  # of the places of a batch may be in packed rows, or packing is left out
 _PLACES = 2**26  # that are held at once
@@ -27,7 +28,9 @@ def run(task, inputs: Mapping[str, np.ndarray], batch_size: int):
     steps = _make_steps(task, {n: np.asarray(array) for n, array in inputs.items()}, batch_size)
 
     def predict(index: int):
-        outputs = keras.Model.predict_on_batch(task, steps[index][0])
+        batch = steps[index][0]
+        with one_at_a_time if keras.config.backend() == "jax" else contextlib.nullcontext():
+            outputs = keras.Model.predict_on_batch(task, batch)
         return keras.tree.map_structure(lambda x: np.asarray(x).astype("float32"), outputs)
 
     with _frozen_if_it_pays(inputs):

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from keras_megatron.tasks.class_weights import class_weights, with_class_weights
+from keras_megatron.tasks.kept_weights import kept_weights
 from keras_megatron.tasks.quiet import quiet
 from keras_megatron.tasks.samples import from_epoch, positive
 
@@ -25,6 +26,10 @@ class StreamedSamples:
     def fit(self, x=None, y=None, *args, validation_data=None, **kwargs):
         """Train; see `RawSamples.fit`."""
         self.check_can_train()
+        with kept_weights(self, kwargs):
+            return self._fit(x, y, *args, validation_data=validation_data, **kwargs)
+
+    def _fit(self, x, y, *args, validation_data, **kwargs):
         weights = kwargs.pop("class_weight", None)
         if weights is not None:
             weights = class_weights(self, weights)
@@ -45,19 +50,21 @@ class StreamedSamples:
 
     def evaluate(self, x=None, y=None, *args, **kwargs):
         """Measure loss and metrics; see `keras.Model.evaluate`."""
-        if not is_stream(x):
-            return super().evaluate(x, y, *args, **kwargs)
-        x = self._ready(x, kwargs, "steps")
-        with quiet():
-            return keras.Model.evaluate(self, x, y, *args, **kwargs)
+        with kept_weights(self):
+            if not is_stream(x):
+                return super().evaluate(x, y, *args, **kwargs)
+            x = self._ready(x, kwargs, "steps")
+            with quiet():
+                return keras.Model.evaluate(self, x, y, *args, **kwargs)
 
     def predict(self, x=None, *args, **kwargs):
         """Return logits; see `RawSamples.predict`. Batches that come ready are not packed."""
-        if not is_stream(x):
-            return super().predict(x, *args, **kwargs)
-        x = self._ready(x, kwargs, "steps", needs_labels=False)
-        with quiet():
-            return keras.Model.predict(self, x, *args, **kwargs)
+        with kept_weights(self):
+            if not is_stream(x):
+                return super().predict(x, *args, **kwargs)
+            x = self._ready(x, kwargs, "steps", needs_labels=False)
+            with quiet():
+                return keras.Model.predict(self, x, *args, **kwargs)
 
     def prepare_batch(
         self, x, y=None, sample_weight=None, needs_labels=True, class_weight=None

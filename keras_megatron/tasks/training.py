@@ -100,12 +100,18 @@ class DefaultTraining:
                 layer._trainable = any(weight.trainable for weight in own)
 
     def check_can_train(self) -> None:
-        """Refuse weights of 16 bits, unless they are trained by gradients alone.
+        """Refuse weights of 16 bits, unless they are trained by gradients alone, and other weights.
 
         Raises:
-            ValueError: as said.
+            ValueError: as said; or layers were frozen, quantized or given adapters since the
+                optimizer took its first step, which TensorFlow would not see.
         """
-        if isinstance(_innermost(self.optimizer), keras.optimizers.SGD):
+        optimizer = _innermost(self.optimizer)
+        if getattr(optimizer, "built", False) and (
+            set(map(id, optimizer._trainable_variables)) != set(map(id, self.trainable_variables))
+        ):
+            raise ValueError("what is trained has changed since `compile`: call it again")
+        if isinstance(optimizer, keras.optimizers.SGD):
             return
         for weight in self.trainable_weights:
             check_keeps_updates(keras.backend.standardize_dtype(weight.dtype))
