@@ -13,7 +13,8 @@ from keras_megatron.checkpoints.huggingface import keys_left_out, open_weights
 from keras_megatron.checkpoints.megatron_export import write_megatron
 from keras_megatron.checkpoints.megatron_layout import MegatronLayout
 from keras_megatron.checkpoints.staging import staged_folder
-from keras_megatron.presets.hugging_face import has_tokenizer, local_folder
+from keras_megatron.presets.hugging_face import local_folder
+from keras_megatron.presets.hugging_face_tokenizer import has_tokenizer
 from keras_megatron.presets.registry import find
 from keras_megatron.presets.stored_task import class_of, is_quantized, stored_dtype
 from keras_megatron.tokenizer import MegatronBertTokenizer

@@ -24,9 +24,9 @@ from keras_megatron.checkpoints import (
 from keras_megatron.checkpoints.padded_vocabulary import check_rows
 from keras_megatron.layers.common import start_at_random, weights_follow
 from keras_megatron.presets.cache import converted_weights
-from keras_megatron.presets.hugging_face import (
+from keras_megatron.presets.hugging_face import local_folder
+from keras_megatron.presets.hugging_face_tokenizer import (
     has_tokenizer,
-    local_folder,
     tokenizer_arguments,
     why_no_tokenizer,
 )

@@ -3,7 +3,8 @@ import json
 import pytest
 import transformers
 
-from keras_megatron.presets.hugging_face import has_tokenizer, tokenizer_arguments
+from keras_megatron import MegatronBertTokenizer
+from keras_megatron.presets.hugging_face_tokenizer import has_tokenizer, tokenizer_arguments
 
 pytestmark = pytest.mark.backend_independent
 
@@ -91,7 +92,7 @@ def test_settings_that_our_tokenizer_does_not_have(tmp_path, form):
         ("tokenizer_config.json", [], "does not hold a JSON object"),
         ("tokenizer_config.json", {"do_lower_case": "yes"}, "do_lower_case .* true, false or null"),
         ("tokenizer.json", [], "does not hold a JSON object"),
-        ("tokenizer.json", {"normalizer": [1]}, "the normalizer"),
+        ("tokenizer.json", {"normalizer": [1]}, r"whose normalizer is \[1\], not BertNormalizer"),
     ],
 )
 def test_wrong_types(tmp_path, name, content, message):
@@ -129,7 +130,7 @@ def test_files_of_other_tokenizers_are_named(tmp_path, file, kind):
 
 def test_tokenizer_of_another_kind(tmp_path):
     write_tokenizer_file(tmp_path, type="BPE", vocab={"a": 0})
-    with pytest.raises(ValueError, match=r"is of type 'BPE', .*preprocessor=None"):
+    with pytest.raises(ValueError, match=r"a tokenizer of type 'BPE', .*preprocessor=None"):
         read(tmp_path)
 
 
@@ -150,12 +151,14 @@ def test_added_tokens_that_word_pieces_cannot_be(tmp_path):
         read(tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore:.* has tokens added, such as")
 def test_tokens_added_beside_a_vocabulary(tmp_path):
     """As transformers before 5 wrote them, and as tokenizer.json has them."""
     write_vocabulary(tmp_path)
     added = tmp_path / "added_tokens.json"
     added.write_text(json.dumps({"later": len(PIECES) + 1, "added": len(PIECES), "[CLS]": 2}))
-    assert read(tmp_path)["vocabulary"] == [*PIECES, "added", "later"]
+    expected = {"vocabulary": [*PIECES, "added", "later"], "lowercase": False}  # there is Paris
+    assert read(tmp_path) == expected
     added.write_text(json.dumps({"[E1]": len(PIECES)}))
     with pytest.raises(ValueError, match=r"tokens added that WordPiece splits, '\[E1\]'"):
         read(tmp_path)
@@ -166,3 +169,72 @@ def test_tokens_added_beside_a_vocabulary(tmp_path):
     content = {"added_tokens": [{"content": "added", "id": len(PIECES)}]}
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
     assert read(tmp_path)["vocabulary"] == [*PIECES, "added"]
+
+
+def lower_case_folder(folder) -> transformers.BertTokenizer:
+    pieces = [*PIECES[:5], "the", "cat", "##s", "run", "[unused1]"]
+    (folder / "vocab.txt").write_text("\n".join(pieces) + "\n", encoding="utf-8")
+    return transformers.BertTokenizer(vocab=str(folder / "vocab.txt"), do_lower_case=True)
+
+
+@pytest.mark.parametrize("word", ["Covid", "café", "新冠", "한국", "a-b", "[unused1]"])
+@pytest.mark.parametrize("keeps_vocabulary", [True, False])
+def test_added_tokens_are_those_of_transformers_or_refused(tmp_path, word, keeps_vocabulary):
+    tokenizer = lower_case_folder(tmp_path)
+    if word.startswith("["):
+        tokenizer.add_special_tokens({"additional_special_tokens": [word]})
+    else:
+        tokenizer.add_tokens([word])
+    assert len(tokenizer.tokenize(f"the {word} cat")) == 3
+    tokenizer.save_pretrained(tmp_path)
+    if not keeps_vocabulary:
+        (tmp_path / "vocab.txt").unlink()
+    with pytest.raises(
+        ValueError, match=r"tokens added that WordPiece splits, .*preprocessor=None"
+    ):
+        read(tmp_path)
+
+
+def test_an_added_word_is_found_as_a_word(tmp_path):
+    tokenizer = lower_case_folder(tmp_path)
+    tokenizer.add_tokens(["covid"])
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.warns(
+        UserWarning, match="added, such as 'covid': here they are words of their own"
+    ):
+        arguments = read(tmp_path)
+    ours = MegatronBertTokenizer(**arguments)
+    for text in ("The COVID cats run", "covid, covid"):
+        expected = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert ours.tokenize(text).tolist() == expected
+    (tmp_path / "tokenizer_config.json").unlink()
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"covid": 10}))
+    with pytest.warns(UserWarning, match="words of their own"):
+        assert read(tmp_path)["lowercase"] is True  # as the vocabulary says
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("tokenizer.json", {"pre_tokenizer": {"type": "Whitespace"}}, "pre_tokenizer is 'Whitesp"),
+        ("tokenizer.json", {"normalizer": None}, "whose normalizer is None, not BertNormalizer"),
+        ("tokenizer.json", {"normalizer": {"clean_text": False}}, "with clean_text=False"),
+        ("tokenizer.json", {"model": {"continuing_subword_prefix": "@"}}, "subword_prefix='@'"),
+        ("tokenizer.json", {"model": {"max_input_chars_per_word": 5}}, "chars_per_word=5"),
+        ("tokenizer.json", {"model": {"unk_token": "<unk>"}}, "with unk_token='<unk>'"),
+        ("tokenizer_config.json", {"tokenizer_class": "BertJapaneseTokenizer"}, "of the class"),
+        ("tokenizer_config.json", {"do_basic_tokenize": False}, "do_basic_tokenize=False"),
+        ("tokenizer_config.json", {"added_tokens_decoder": 3}, "added tokens that are damaged"),
+    ],
+)
+def test_tokenizers_that_make_other_pieces(tmp_path, file, change, message):
+    lower_case_folder(tmp_path).save_pretrained(tmp_path)
+    assert read(tmp_path)["lowercase"] is True
+    content = json.loads((tmp_path / file).read_text("utf-8"))
+    for name, value in change.items():
+        is_part = isinstance(value, dict) and isinstance(content.get(name), dict)
+        content[name] = {**content[name], **value} if is_part else value
+    (tmp_path / file).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message):
+        read(tmp_path)
