@@ -213,10 +213,16 @@ class MegatronBertBackbone(EncoderCall, keras_hub.models.Backbone):
         new weights.
 
         Raises:
-            ValueError: `rank` is out of range.
+            ValueError: `rank` is out of range, or no layer has one of the names.
         """
         if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= self.hidden_dim:
             raise ValueError(f"rank must be an integer from 1 to {self.hidden_dim}, not {rank!r}")
+        names = {layer.name for layer in self._flatten_layers(include_self=False)}
+        if missing := [name for name in target_layer_names or () if name not in names]:
+            raise ValueError(
+                f"no layer is called {missing[0]!r}: give names such as query, value, key, "
+                "attention_output, feedforward_intermediate or feedforward_output"
+            )
         super().enable_lora(rank, target_layer_names)
         for layer in self._flatten_layers(include_self=False):
             if getattr(layer, "lora_enabled", False) and getattr(layer, "bias", None) is not None:

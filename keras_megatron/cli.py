@@ -136,4 +136,4 @@ app.command()(cli_serving.export)
 
 
 def _table(title: str, lines: bool = False) -> rich.table.Table:
-    return rich.table.Table(title=title, title_justify="left", show_lines=lines)
+    return rich.table.Table(title=rich.markup.escape(title), title_justify="left", show_lines=lines)

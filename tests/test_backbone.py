@@ -203,6 +203,29 @@ def test_ranks_out_of_range_are_refused(rank):
         small_backbone().enable_lora(rank)
 
 
+def test_layers_that_are_not_there_get_no_adapters():
+    backbone = small_backbone()
+    with pytest.raises(ValueError, match="no layer is called 'qury': give names such as query"):
+        backbone.enable_lora(2, ["query", "qury"])
+    assert backbone.get_layer("pooled_dense").trainable
+    assert all(weight.trainable for weight in backbone.weights)
+
+
+def test_layer_norms_may_keep_float32():
+    """As a map of dtype policies says; what goes on is cast."""
+    policies = keras.dtype_policies.DTypePolicyMap(default_policy="mixed_bfloat16")
+    policies[".*layer_norm.*"] = keras.dtype_policies.DTypePolicy("float32")
+    inputs = encoder_inputs(random_inputs(SMALL["vocab_size"]))
+    exact, backbone = small_backbone(), small_backbone(dtype=policies)
+    backbone.set_weights(exact.get_weights())
+    found, expected = (
+        as_numpy(b(inputs)["sequence_output"]).astype("float32") for b in (backbone, exact)
+    )
+    assert 0 < largest_difference(found, expected) < 0.1 * np.abs(expected).max()
+    kinds = {layer.compute_dtype for layer in backbone._flatten_layers() if "norm" in layer.name}
+    assert kinds == {"float32"}
+
+
 def test_int8_stays_close(inputs):
     backbone = small_backbone()
     exact = as_numpy(backbone(inputs))["sequence_output"]

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -167,6 +168,12 @@ def test_presets_that_cannot_fill_masks_are_refused(run, converted, tmp_path):
     ):
         status, _, err = run("fill-mask", "a [MASK]", "--preset", str(folder))
         assert (status, message in err, err.count("\n")) == (2, True, 1)
+
+
+def test_names_of_folders_are_no_markup(run, converted, tmp_path):
+    shutil.copytree(converted, tmp_path / "x[b]y[" / "b]z")
+    status, out, _ = run("fill-mask", "--preset", tmp_path / "x[b]y[" / "b]z", "the [MASK].")
+    assert (status, "x[b]y[" in "".join(out.split())) == (0, True)
 
 
 def test_refused_source_leaves_no_output(run, checkpoint, tmp_path):

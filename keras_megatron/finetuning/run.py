@@ -68,11 +68,12 @@ def finetune(
     for examples in filter(None, (development, test)):
         job.targets(model, examples)  # refuses labels that the training data does not have
 
-    progress = folder.begin()
-    run = _Run(job, settings, folder, model, development, training.names)
-    logs = {"log_every": log_every, "save_every": save_every}
-    run.fit(batches, progress, verbose, jit_compile, **logs)
-    return run.finish(progress, test)
+    with folder.alone():
+        progress = folder.begin()
+        run = _Run(job, settings, folder, model, development, training.names)
+        logs = {"log_every": log_every, "save_every": save_every}
+        run.fit(batches, progress, verbose, jit_compile, **logs)
+        return run.finish(progress, test)
 
 
 def _facts(settings: FinetuneSettings) -> dict:

@@ -1,13 +1,15 @@
 """The folder of a run: what it holds, and whether it may be gone on with."""
 
+import contextlib
 import hashlib
 import json
 import os
 import pathlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import filelock
 import keras
 
 from keras_megatron.finetuning.atomic import PARTIAL, read_object, remove_partial, replace_json
@@ -18,6 +20,7 @@ from keras_megatron.finetuning.training_state import Progress, load_progress
 from keras_megatron.processes import is_first
 
 RUN, METRICS, PLOT, PRESET = "run.json", "metrics.json", "training.png", "preset"
+LOCK = ".lock"
 
 
 class RunFolder:
@@ -91,13 +94,32 @@ class RunFolder:
         if not (self.path / RUN).exists():
             replace_json(self.path / RUN, self.settings)
 
-    def begin(self) -> Progress:
-        """Make the folder if need be, and say how far the fine-tuning is.
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Make the folder, and keep other runs out of it; the first of several processes does.
 
         Raises:
-            ValueError: the folder cannot be made, or its state is damaged.
+            ValueError: there is another run in it, or it cannot be made.
         """
-        self.make()
+        if not is_first():
+            yield
+            return
+        self.create()
+        try:
+            with filelock.FileLock(self.path / LOCK, blocking=False):
+                self.make()
+                yield
+        except filelock.Timeout as error:
+            raise ValueError(
+                f"another process is training in {self.path}: wait for it, or choose another place"
+            ) from error
+
+    def begin(self) -> Progress:
+        """Say how far the fine-tuning is.
+
+        Raises:
+            ValueError: its state is damaged.
+        """
         state = self.path / TrainingLog.STATE
         return load_progress(state) if state.exists() else Progress()
 
@@ -139,5 +161,5 @@ def data_digest(source: str | os.PathLike | None) -> str | None:
 
 
 def _has_files(folder: pathlib.Path) -> bool:
-    """Say whether there are files, but for a run.json that was being written."""
-    return any(not path.name.endswith(PARTIAL) for path in folder.iterdir())
+    """Say whether there are files, but for a lock, or a run.json that was being written."""
+    return any(not path.name.endswith((PARTIAL, LOCK)) for path in folder.iterdir())

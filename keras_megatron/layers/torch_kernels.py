@@ -19,6 +19,7 @@ _ONEDNN_TYPES = (torch.float32, torch.bfloat16)
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(
     torch.ops.mkldnn, "_linear_pointwise"
 )
+_DTYPES = {name: getattr(torch, name) for name in ("float16", "bfloat16", "float32", "float64")}
 _FEW_KEYS = 256
 _orders = ContextVar("orders", default=None)  # while weights are frozen, those in another order
 # PyTorch's and oneDNN's names of the approximation; oneDNN computes GELU with the product.
@@ -128,6 +129,8 @@ def run(layer: keras.layers.Layer, x, *args, **kwargs):
     PyTorch, which runs operation by operation, spends on each call.
     """
     is_plain = type(x) is torch.Tensor and has_plain_call(layer)
+    # Keras casts what comes from a layer of another precision.
+    is_plain = is_plain and (not x.is_floating_point() or _DTYPES[layer.compute_dtype] is x.dtype)
     if not is_plain or keras.distribution.distribution() is not None:
         return layer(x, *args, **kwargs)
     return layer.call(x, *args, **kwargs)

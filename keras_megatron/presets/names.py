@@ -3,6 +3,7 @@
 import difflib
 import os
 import pathlib
+from collections.abc import Iterable
 
 from keras_megatron.backbone import MegatronBertBackbone
 from keras_megatron.checkpoints.huggingface import read_json
@@ -12,13 +13,18 @@ from keras_megatron.tasks.task import MegatronBertTask
 from keras_megatron.tokenizer import MegatronBertTokenizer
 
 
-def check_preset(preset: str) -> None:
+def check_preset(preset: str, registered: Iterable[str] = ()) -> None:
     """Refuse what is neither a known name, nor a folder with a preset, nor the address of one.
+
+    Args:
+        preset: what was given.
+        registered: names that KerasHub knows besides.
 
     Raises:
         ValueError: as said; it names presets that are written much the same.
     """
     names = [known_preset.name for known_preset in known()]
+    names += [name for name in registered if name not in names]
     if preset in names or "://" in preset:
         return
     if os.path.isdir(preset):
@@ -26,6 +32,8 @@ def check_preset(preset: str) -> None:
         return
     close = " or ".join(difflib.get_close_matches(preset, names))
     hint = f"did you mean {close}? " if close else ""
+    if preset.count("/") == 1 and preset[0] not in "./":
+        hint = f"for a model of Hugging Face's hub give 'hf://{preset}'; "
     raise ValueError(
         f"{preset!r} is neither a folder nor the name of a preset: {hint}`keras-megatron presets` "
         "lists the names"
@@ -67,7 +75,7 @@ def _checking(owner: type) -> classmethod:
         if isinstance(preset, os.PathLike):
             preset = os.fspath(preset)
         if isinstance(preset, str):  # KerasHub refuses the rest
-            check_preset(preset)
+            check_preset(preset, cls.presets)
         return super(owner, cls).from_preset(preset, *args, **kwargs)
 
     return classmethod(from_preset)

@@ -1,10 +1,12 @@
 """Texts to token files: documents, their sentences, and the ids of these."""
 
+import gzip
 import itertools
 import json
 import lzma
 import os
 import pathlib
+import zlib
 from collections.abc import Iterable, Iterator
 
 from keras_megatron.pretraining.token_files import write_token_files
@@ -30,7 +32,7 @@ def write_corpus(
     Args:
         sources: files of documents: JSON Lines (`.jsonl`, `.ndjson` or `.json`) with the text
             under `key`; or plain text with an empty line between documents, and sentences that end
-            at the ends of lines at the latest. Either may be compressed with xz (`.xz`).
+            at the ends of lines at the latest. Either may be compressed (`.xz`, `.gz`).
         prefix: path of the token files without `.bin` and `.idx`.
         tokenizer: `MegatronBertTokenizer`.
         key: of the text in a line of JSON.
@@ -80,8 +82,8 @@ def read_documents(source: str | os.PathLike, key: str = "text") -> Iterator[str
         ValueError: the file cannot be read, or a line of JSON has no such text.
     """
     path = pathlib.Path(source)
-    opener = lzma.open if path.suffix == ".xz" else open
-    ending = path.with_suffix("").suffix if path.suffix == ".xz" else path.suffix
+    opener = {".xz": lzma.open, ".gz": gzip.open}.get(path.suffix, open)
+    ending = path.suffix if opener is open else path.with_suffix("").suffix
     try:
         with opener(path, "rt", encoding="utf-8-sig") as lines:
             if ending.lower() in (".jsonl", ".json", ".ndjson"):
@@ -92,7 +94,7 @@ def read_documents(source: str | os.PathLike, key: str = "text") -> Iterator[str
                 for is_empty, group in itertools.groupby(lines, key=lambda line: not line.strip()):
                     if not is_empty:
                         yield "".join(group)
-    except (OSError, UnicodeDecodeError, lzma.LZMAError, EOFError) as error:
+    except (OSError, UnicodeDecodeError, lzma.LZMAError, zlib.error, EOFError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ValueError(f"cannot read the documents in {path}: {reason}") from error
 

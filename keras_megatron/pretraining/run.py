@@ -2,9 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
 
-import filelock
 import grain
 import keras
 
@@ -25,7 +23,7 @@ from keras_megatron.tasks.pretrainer_preprocessor import MegatronBertPretrainerP
 from keras_megatron.tasks.quiet import heads_are_trained
 from keras_megatron.tokenizer import MegatronBertTokenizer
 
-CHECKPOINTS, LOCK = "checkpoints", ".lock"
+CHECKPOINTS = "checkpoints"
 _EVALUATION_SEED = 2**31 - 1
 
 
@@ -68,6 +66,8 @@ def pretrain(
         ValueError: a setting, a file or the folder cannot be used; nothing has been written then.
     """
     _check_intervals(settings.steps, log_every, save_every, evaluate_every)
+    if evaluate_every is not None and settings.held_out is None:
+        raise ValueError("evaluate_every needs held-out data: set held_out to its token files")
     folder = RunFolder(output, settings.facts())
     checkpoints = Checkpoints(folder.path / CHECKPOINTS, keep)
     if folder.metrics:
@@ -78,7 +78,7 @@ def pretrain(
     _compile(model, settings, jit_compile)  # whether shapes are compiled is known then
     batches, held_out = _data(settings, model)
     wait_for_all()  # each has seen the folder as it was
-    with _alone(folder):
+    with folder.alone():
         if is_first():
             checkpoints.clean()
         wait_for_all()
@@ -92,27 +92,6 @@ def pretrain(
         )
         _fit(model, settings, batches, log, log_every, workers)
         return _finish(model, folder, log)
-
-
-@contextlib.contextmanager
-def _alone(folder: RunFolder) -> Iterator[None]:
-    """Make the folder, and keep other runs out of it; the first of several processes does.
-
-    Raises:
-        ValueError: there is another run in it.
-    """
-    if not is_first():
-        yield
-        return
-    folder.create()
-    try:
-        with filelock.FileLock(folder.path / LOCK, blocking=False):
-            folder.make()
-            yield
-    except filelock.Timeout as error:
-        raise ValueError(
-            f"another process is training in {folder.path}: wait for it, or choose another place"
-        ) from error
 
 
 def build_pretrainer(settings: PretrainSettings) -> MegatronBertPretrainer:
@@ -156,7 +135,11 @@ def _from_shape(settings: PretrainSettings) -> MegatronBertPretrainer:
     rows = padded_vocabulary_size(tokenizer.vocabulary_size(), model_parallel_size=1)
     backbone = MegatronBertBackbone(rows, **shape, dtype=settings.dtype)
     preprocessor = MegatronBertPretrainerPreprocessor(
-        tokenizer, settings.sequence_length, max_ngram=3, whole_word_masking=True
+        tokenizer,
+        settings.sequence_length,
+        mask_selection_rate=settings.selection_rate,
+        max_ngram=settings.max_ngram,
+        whole_word_masking=settings.whole_words,
     )
     return MegatronBertPretrainer(backbone, preprocessor)
 

@@ -39,8 +39,13 @@ def _pairs(answer, index: int) -> list[tuple]:
             f"if there is no answer, not {answer!r:.80}"
         )
     text, start = answer["text"], answer["answer_start"]
-    if isinstance(text, str):
+    if text is None or isinstance(text, str):
         return [(text, start)] if text else []
+    if not all(isinstance(given, list | tuple | np.ndarray) for given in (text, start)):
+        raise ValueError(
+            f"answer {index} must have a text and an answer_start, or a list of each, not "
+            f"{answer!r:.80}"
+        )
     texts, starts = list(text), list(start)
     if len(texts) != len(starts):
         raise ValueError(f"answer {index} has {len(texts)} texts but {len(starts)} answer_starts")

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 
+import filelock
 import keras
 import numpy as np
 import pytest
@@ -64,7 +65,7 @@ def whole(preset, data, tmp_path_factory):
 
 
 def test_a_run_leaves_the_best_preset_metrics_and_a_picture(whole, preset, data, capsys):
-    names = {"log.jsonl", "metrics.json", "preset", "run.json", "training.png"}
+    names = {".lock", "log.jsonl", "metrics.json", "preset", "run.json", "training.png"}
     assert {path.name for path in whole.iterdir()} == names
     assert (whole / "training.png").read_bytes().startswith(b"\x89PNG")
     metrics = json.loads((whole / "metrics.json").read_text())
@@ -176,6 +177,18 @@ def test_every_task_is_fine_tuned_and_answers(task, preset, data, tmp_path):
     assert json.loads(json.dumps(answers)) == answers
     if task == "question-answering":
         assert [answer["id"] for answer in answers] == ["dev-6", "dev-7"]
+
+
+@pytest.mark.backend_independent
+def test_two_processes_do_not_share_a_folder(preset, data, tmp_path):
+    (tmp_path / "out").mkdir()
+    with (
+        filelock.FileLock(tmp_path / "out" / ".lock"),
+        pytest.raises(ValueError, match="another process is training in"),
+    ):
+        run(settings(preset, data), tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]
+    run(settings(preset, data, epochs=1), tmp_path / "out")
 
 
 def test_columns_are_read_in_the_order_that_was_trained_on(preset, data, tmp_path):

@@ -5,6 +5,7 @@ import keras_hub
 import numpy as np
 import pytest
 from compare import TOLERANCE, assert_same_table, logits_error
+from keras_hub.src.utils.preset_utils import register_presets
 from tiny_release import NAME
 
 from keras_megatron import (
@@ -162,6 +163,18 @@ def test_what_is_no_preset_is_one_line_with_a_remedy(cls, tmp_path):
         cls.from_preset(tmp_path)
     with pytest.raises(ValueError, match="must be a string"):
         cls.from_preset(3)
+
+
+@pytest.mark.backend_independent
+def test_other_presets_that_keras_hub_knows(tmp_path):
+    MegatronBertMaskedLM.from_preset("megatron_bert_tiny_uncased").save_to_preset(str(tmp_path))
+    entry = {"metadata": {"description": "", "params": 1, "path": ""}}
+    name = "a_preset_of_yours"
+    register_presets({name: {**entry, "kaggle_handle": str(tmp_path)}}, MegatronBertBackbone)
+    assert MegatronBertBackbone.from_preset(name).num_layers > 0
+    assert MegatronBertTokenizer.from_preset(name).vocabulary_size() > 0
+    with pytest.raises(ValueError, match="hub give 'hf://nvidia/megatron-bert-uncased-345m'"):
+        MegatronBertBackbone.from_preset("nvidia/megatron-bert-uncased-345m")
 
 
 @pytest.mark.backend_independent

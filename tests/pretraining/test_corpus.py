@@ -1,5 +1,6 @@
 """Documents to token files: every format, and what cannot be read."""
 
+import gzip
 import json
 import lzma
 
@@ -20,10 +21,11 @@ def test_every_format_gives_the_same_files(corpus, texts, documents_file, tokeni
     lines = "".join(json.dumps({"body": text, "id": 1}) + "\n" for text in texts)
     (tmp_path / "documents.jsonl").write_text(lines, encoding="utf-8")
     for source in (documents_file, tmp_path / "documents.jsonl"):
-        with lzma.open(tmp_path / f"{source.name}.xz", "wb") as file:
-            file.write(source.read_bytes())
+        (tmp_path / f"{source.name}.xz").write_bytes(lzma.compress(source.read_bytes()))
+        (tmp_path / f"{source.name}.gz").write_bytes(gzip.compress(source.read_bytes()))
     expected = corpus.with_suffix(".bin").read_bytes()
-    for name in ("documents.jsonl", "documents.jsonl.xz", "documents.txt.xz"):
+    names = [f"documents.{kind}" for kind in ("jsonl", "jsonl.xz", "txt.xz", "jsonl.gz", "txt.gz")]
+    for name in names:
         counts = write_corpus([tmp_path / name], tmp_path / name, tokenizer, key="body")
         assert (tmp_path / f"{name}.bin").read_bytes() == expected
         files = TokenFiles.open(tmp_path / name, tokenizer)

@@ -194,6 +194,15 @@ def test_worker_processes_make_the_same_batches(settings, tmp_path):
 
 
 @pytest.mark.backend_independent
+def test_measuring_needs_held_out_data(settings, tmp_path):
+    with pytest.raises(ValueError, match="evaluate_every needs held-out data: set held_out"):
+        pretrain(
+            changed(settings, held_out=None), tmp_path / "out", **EVERY | {"evaluate_every": 4}
+        )
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.backend_independent
 def test_two_processes_do_not_share_a_folder(settings, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "run.json").write_text(json.dumps(settings.facts()))

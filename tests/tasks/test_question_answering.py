@@ -268,6 +268,7 @@ def test_answer_needs_a_preprocessor_that_fits():
 
 @pytest.mark.parametrize(("x", "y", "message"), [
     (X, ANSWERS[1:], "there are 18 samples but 17 labels"),
+    (X, [{"text": ["a"], "answer_start": 4}, *ANSWERS[1:]], "answer 0 must have a text and an an"),
     (X, [*ANSWERS[1:], None], "answer 5, 'landslide', is not in its context at answer_start=31"),
     ((QUESTIONS, CONTEXTS[1:]), ANSWERS, r"\[18, 17\]"),
     (QUESTIONS, ANSWERS, "give a tuple of questions and contexts"),
