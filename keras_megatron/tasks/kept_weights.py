@@ -6,8 +6,12 @@ from collections.abc import Iterator
 
 import keras
 
-# Held while a model predicts a batch: its arrays are given away then, and come back changed.
-one_at_a_time = threading.RLock()
+_one_at_a_time = threading.RLock()
+
+
+def one_at_a_time() -> contextlib.AbstractContextManager:
+    """Keep other threads from predicting: a model's arrays are given away then, and come back."""
+    return _one_at_a_time if keras.config.backend() == "jax" else contextlib.nullcontext()
 
 
 @contextlib.contextmanager
@@ -35,7 +39,7 @@ def kept_weights(model: keras.Model, arguments: dict | None = None) -> Iterator[
         yield
     except BaseException:
         for variable, value in kept:
-            if variable._value is None and not value.is_deleted():
+            if variable._value is None and value is not None and not value.is_deleted():
                 variable._value = value
         raise
 

@@ -29,7 +29,7 @@ def run(task, inputs: Mapping[str, np.ndarray], batch_size: int):
 
     def predict(index: int):
         batch = steps[index][0]
-        with one_at_a_time if keras.config.backend() == "jax" else contextlib.nullcontext():
+        with one_at_a_time():
             outputs = keras.Model.predict_on_batch(task, batch)
         return keras.tree.map_structure(lambda x: np.asarray(x).astype("float32"), outputs)
 

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from keras_megatron.tasks.class_weights import class_weights, with_class_weights
-from keras_megatron.tasks.kept_weights import kept_weights
+from keras_megatron.tasks.kept_weights import kept_weights, one_at_a_time
 from keras_megatron.tasks.quiet import quiet
 from keras_megatron.tasks.samples import from_epoch, positive
 
@@ -59,7 +59,7 @@ class StreamedSamples:
 
     def predict(self, x=None, *args, **kwargs):
         """Return logits; see `RawSamples.predict`. Batches that come ready are not packed."""
-        with kept_weights(self):
+        with one_at_a_time(), kept_weights(self):
             if not is_stream(x):
                 return super().predict(x, *args, **kwargs)
             x = self._ready(x, kwargs, "steps", needs_labels=False)

@@ -58,13 +58,15 @@ def test_a_failure_in_the_first_step_loses_no_weights():
 
 def test_threads_may_predict_with_one_model():
     task = CASE["TextClassifier"].make(seed=0)
-    expected, wrong = task.classify(TEXTS), []
+    expected, logits, wrong = task.classify(TEXTS), task.predict(TEXTS, verbose=0), []
 
     def ask():
         for _ in range(10):
             try:
                 if task.classify(TEXTS) != expected:
                     wrong.append("another answer")
+                if (task.predict(TEXTS, verbose=0) != logits).any():
+                    wrong.append("other logits")
             except Exception as error:
                 wrong.append(repr(error))
 
