@@ -45,6 +45,8 @@ def kept_weights(model: keras.Model, arguments: dict | None = None) -> Iterator[
 
 
 class _AfterFirstStep(keras.callbacks.Callback):
+    async_safe = True  # so that no step waits for the one before
+
     def __init__(self, function):
         super().__init__()
         self._function = function
