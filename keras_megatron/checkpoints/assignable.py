@@ -1,11 +1,10 @@
 """Arrays as variables take them on each backend: copied once into memory of the variable's own."""
 
-import mmap
-
 import keras
 import numpy as np
 
 from keras_megatron.checkpoints.mapped_files import BFLOAT16
+from keras_megatron.pages import as_tensorflow, new_pages
 
 
 def assignable(array: np.ndarray, pages: np.ndarray | None = None):
@@ -27,17 +26,12 @@ def assignable(array: np.ndarray, pages: np.ndarray | None = None):
     if not array.nbytes:
         return array
     pages = copy_to_pages(array) if pages is None else pages
-    return pages if backend == "jax" else _tensor(pages)
+    return pages if backend == "jax" else as_tensorflow(pages)
 
 
 def copy_to_pages(array: np.ndarray) -> np.ndarray:
-    """Copy an array into pages of its own.
-
-    numpy would ask for huge pages, which takes longer than the copy where memory is in pieces.
-    """
-    # Not shared with processes that are forked, as it would be by default.
-    memory = mmap.mmap(-1, array.nbytes, access=mmap.ACCESS_COPY)
-    copy = np.frombuffer(memory, array.dtype).reshape(array.shape)
+    """Copy an array into pages of its own."""
+    copy = new_pages(array.shape, array.dtype)
     copy[...] = array
     return copy
 
@@ -55,13 +49,3 @@ def keeps_pages() -> bool:
 
         return not tf.config.get_visible_devices("GPU")
     return False
-
-
-def _tensor(pages: np.ndarray):
-    """Return pages as a tensor; `tf.convert_to_tensor` would copy them."""
-    import tensorflow as tf
-
-    from_numpy = tf.experimental.dlpack.from_dlpack
-    if pages.dtype == BFLOAT16:  # which DLPack does not have in numpy
-        return tf.bitcast(from_numpy(pages.view(np.uint16).__dlpack__()), tf.bfloat16)
-    return from_numpy(pages.__dlpack__())

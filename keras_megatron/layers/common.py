@@ -8,6 +8,8 @@ from contextvars import ContextVar
 import keras
 from keras.src.backend.common import global_state
 
+from keras_megatron.pages import as_tensorflow, new_pages
+
 
 @keras.saving.register_keras_serializable(package="keras_megatron")
 def gelu_approximate(x):
@@ -87,8 +89,15 @@ class _Normal(keras.initializers.RandomNormal):
             return keras.ops.empty(shape, dtype)  # takes no memory until written to
         key = tuple(shape), str(dtype)
         if key not in known:  # variables share one: they are replaced, not written to
-            known[key] = keras.ops.zeros(shape, dtype)
+            known[key] = _zeros_of(shape, dtype)
         return known[key]
+
+
+def _zeros_of(shape, dtype):
+    if keras.config.backend() != "tensorflow" or not all(shape):
+        return keras.ops.zeros(shape, dtype)
+    # TensorFlow would keep them when no variable has them any more.
+    return as_tensorflow(new_pages(tuple(shape), dtype or keras.config.floatx()))
 
 
 def normal_initializer(stddev: float) -> keras.initializers.Initializer:
