@@ -36,7 +36,6 @@ def preprocess(
     if cased and vocabulary is None:
         raise ValueError("--cased is of a --vocabulary: a preset knows whether it keeps case")
     if vocabulary is None:
-        check_preset(preset or DEFAULT_PRESET)
         tokenizer = MegatronBertTokenizer.from_preset(preset or DEFAULT_PRESET)
     elif preset is None:
         tokenizer = MegatronBertTokenizer(vocabulary, lowercase=not cased)

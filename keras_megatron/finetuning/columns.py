@@ -1,13 +1,13 @@
 """Which columns of a file a model was trained on: a file of its preset."""
 
-import json
 import os
 import pathlib
 from collections.abc import Sequence
 
-from keras_hub.src.utils.preset_utils import check_file_exists, load_json
+from keras_hub.src.utils.preset_utils import check_file_exists
 
 from keras_megatron.finetuning.atomic import replace_json
+from keras_megatron.presets.stored_task import preset_json
 
 COLUMNS_FILE = "columns.json"
 
@@ -25,10 +25,7 @@ def stored_columns(preset: str) -> list[str] | None:
     """
     if not check_file_exists(preset, COLUMNS_FILE):
         return None
-    try:
-        names = load_json(preset, COLUMNS_FILE)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{preset}/{COLUMNS_FILE} is not JSON: {error}") from error
+    names = preset_json(preset, COLUMNS_FILE)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{preset}/{COLUMNS_FILE} does not hold a list of names")
     return names

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from keras_megatron.finetuning.labels import integer_label
-from keras_megatron.finetuning.records import Record
+from keras_megatron.finetuning.records import Record, check_column
 from keras_megatron.finetuning.squad_files import check_answers
 
 NO_TEXT = ("split", "label", "id", "idx", "index", "guid")  # what the other columns of a table are
@@ -59,11 +59,8 @@ def text_examples(
             f"{records[0].place}: there are {len(names)} text columns ({', '.join(names)}) instead "
             f"of {wanted}: name those to read with --columns"
         )
-    if missing := [name for name in names if name not in records[0].values]:
-        raise ValueError(
-            f"{records[0].place}: there is no column {missing[0]!r}, only "
-            f"{', '.join(records[0].values)}: name those to read with --columns"
-        )
+    for name in names:
+        check_column(records[0], name, "name those to read with --columns")
     texts = tuple([_value(record, name, str) for record in records] for name in names)
     return dataclasses.replace(_examples(records, texts, labels), names=names)
 

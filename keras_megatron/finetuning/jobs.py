@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 
 from keras_megatron.finetuning.examples import Examples
-from keras_megatron.finetuning.records import Record, read_records
+from keras_megatron.finetuning.records import Record, check_column, read_records
 
 
 class Job:
@@ -79,11 +79,7 @@ class TrainableJob(Job):
 
 def _with_label(record: Record, name: str) -> Record:
     """Return a record whose label has the usual name."""
+    check_column(record, name, "name that of the labels with --label")
     values = dict(record.values)
-    if name not in values:
-        raise ValueError(
-            f"{record.place}: there is no column {name!r}, only {', '.join(values)}: name that of "
-            "the labels with --label"
-        )
     label = values.pop(name)
     return Record(record.place, {**values, "label": label})

@@ -59,7 +59,7 @@ def predict(
 
 def _trained_columns(preset: str, source: str | os.PathLike) -> list[str] | None:
     names = stored_columns(preset)
-    is_nameless = locate(source)[0].suffix == ".txt"
+    is_nameless = locate(source)[0].suffix.lower() == ".txt"
     return None if is_nameless and names and len(names) == 1 else names
 
 

@@ -29,6 +29,19 @@ class Record:
     values: dict[str, Any]
 
 
+def check_column(record: Record, name: str, remedy: str) -> None:
+    """Refuse a file without a column.
+
+    Raises:
+        ValueError: as said; `remedy` is its end.
+    """
+    if name not in record.values:
+        raise ValueError(
+            f"{record.place}: there is no column {name!r}, only {', '.join(record.values)}: "
+            f"{remedy}"
+        )
+
+
 def read_records(source: str | os.PathLike) -> list[Record]:
     """Read a data file, or a part of it.
 

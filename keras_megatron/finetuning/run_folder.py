@@ -162,4 +162,5 @@ def data_digest(source: str | os.PathLike | None) -> str | None:
 
 def _has_files(folder: pathlib.Path) -> bool:
     """Say whether there are files, but for a lock, or a run.json that was being written."""
-    return any(not path.name.endswith((PARTIAL, LOCK)) for path in folder.iterdir())
+    others = (path.name for path in folder.iterdir() if path.name != LOCK)
+    return any(not name.endswith(PARTIAL) for name in others)

@@ -62,12 +62,12 @@ def tokenizer_arguments(preset: str) -> dict[str, Any]:
             settings are of a tokenizer that this package does not have.
     """
     content = _read_if_there(preset, TOKENIZER_FILE)
-    if not has_tokenizer(preset):
+    has_file = check_file_exists(preset, VOCABULARY_FILE)
+    if not has_file and not content:
         raise ValueError(
             f"{preset} has {why_no_tokenizer(preset)}: add {VOCABULARY_FILE} or {TOKENIZER_FILE}, "
             "or make a MegatronBertTokenizer from the vocabulary that the model was trained with"
         )
-    has_file = check_file_exists(preset, VOCABULARY_FILE)
     config = _read_if_there(preset, TOKENIZER_CONFIG_FILE)
     _check_kind(preset, content, config)
     lowercase = _lowercase(preset, {**_normalizer(preset, content), **config})

@@ -103,16 +103,20 @@ def _stored_policy(preset: str):
     return _serialized(preset, _CONFIG_FILE)[1].get("dtype")
 
 
-def _object(preset: str, file: str) -> dict:
+def preset_json(preset: str, file: str):
     """Read a file of a preset.
 
     Raises:
-        ValueError: it is not a JSON object.
+        ValueError: it is not JSON.
     """
     try:
-        content = load_json(preset, file)
+        return load_json(preset, file)
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{preset}/{file} is not JSON: {error}") from error
+
+
+def _object(preset: str, file: str) -> dict:
+    content = preset_json(preset, file)
     if not isinstance(content, dict):
         raise ValueError(f"{preset}/{file} does not hold a JSON object: the preset is damaged")
     return content

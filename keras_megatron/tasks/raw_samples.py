@@ -123,9 +123,8 @@ class RawSamples(CheckedSamples):
         Outputs for tokens may be 0 where there is padding.
         """
         batch_size = positive("batch_size", batch_size)
-        x = by_position(x)
-        self.backbone.check_inputs(x)
-        if self._is_raw(x):
+        raw, x, *_ = self.checked(x, needs_labels=False)
+        if raw:
             batch_size = batch_size or 32
             if steps := positive("steps", kwargs.pop("steps", None)):
                 x = first_samples(x, steps * batch_size)

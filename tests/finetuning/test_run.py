@@ -191,6 +191,13 @@ def test_two_processes_do_not_share_a_folder(preset, data, tmp_path):
     run(settings(preset, data, epochs=1), tmp_path / "out")
 
 
+@pytest.mark.backend_independent
+def test_a_folder_with_another_lock_is_not_of_a_run(preset, data, tmp_path):
+    (tmp_path / "poetry.lock").touch()
+    with pytest.raises(ValueError, match="exists and is not of a run"):
+        run(settings(preset, data), tmp_path)
+
+
 def test_columns_are_read_in_the_order_that_was_trained_on(preset, data, tmp_path):
     train = f"{data}/order.tsv:train"
     swapped = tmp_path / "swapped.tsv"
